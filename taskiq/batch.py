@@ -1,0 +1,362 @@
+"""What a batch task promises: its configuration, read once at registration.
+
+A batch task is an ordinary task whose function takes a list. Everything that follows
+from the decorator's arguments and from the function's signature is worked out here,
+and every mistake in them is reported here, at the decorator.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import difflib
+import enum
+import inspect
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from taskiq.callables import function_name, underlying_function
+from taskiq.exceptions import TaskiqBatchConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from taskiq.message import TaskiqMessage
+
+#: Whether a return value belongs to the whole batch or is a list of one per item.
+BatchResults: TypeAlias = Literal["shared", "each"]
+
+
+class FlushReason(str, enum.Enum):
+    """Why a batch stopped waiting for more items."""
+
+    SIZE = "size"
+    WEIGHT = "weight"
+    TIMEOUT = "timeout"
+    IDLE = "idle"
+    PRESSURE = "pressure"
+    SHUTDOWN = "shutdown"
+    MANUAL = "manual"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchConfig:
+    """How the messages of one task are gathered. Readable as ``task.batch``.
+
+    :ivar size: most items in one call.
+    :ivar timeout: longest wait of a batch's first item, in seconds; 0 takes what is
+        there.
+    :ivar idle_timeout: a batch leaves when no item joined for this many seconds.
+    :ivar concurrency: most calls at once in one worker process; `None` is unlimited.
+    :ivar results: whether the function returns one value for all items (``shared``)
+        or a list with one entry per item (``each``).
+    :ivar max_buffered: most messages waiting or running in one worker process.
+    :ivar max_weight: most weight in one call; `None` is unlimited.
+    """
+
+    size: int = 100
+    timeout: float = 1.0
+    idle_timeout: float | None = None
+    concurrency: int | None = None
+    results: BatchResults = "shared"
+    max_buffered: int = 1000
+    max_weight: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchInfo:
+    """One batch call, as hooks and logs see it.
+
+    :ivar batch_id: unique id of the call.
+    :ivar task_name: the task that is called.
+    :ivar messages: the messages of the batch, in the order of its items.
+    :ivar flush_reason: why the batch left.
+    :ivar waited: seconds its first message waited for company and for a free slot.
+    """
+
+    batch_id: str
+    task_name: str
+    messages: Sequence[TaskiqMessage]
+    flush_reason: FlushReason
+    waited: float
+
+
+#: The arguments a task may be given today; each has its place in `BatchConfig`.
+_ARGUMENTS: Final = (
+    "batch_size",
+    "batch_timeout",
+    "batch_idle_timeout",
+    "batch_concurrency",
+    "batch_results",
+    "batch_max_buffered",
+)
+
+
+def split_batch_arguments(
+    keywords: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Tell the batch arguments of a task from its labels.
+
+    They are read only with ``batch=True``; otherwise each ``batch_*`` name is an
+    ordinary label.
+
+    :returns: the labels, and the batch arguments, or `None` for a plain task.
+    """
+    labels = dict(keywords)
+    batch = labels.get("batch")
+    if batch is not True:
+        # Any other value than these was a label before there were batches.
+        if batch is None or batch is False:
+            labels.pop("batch", None)
+        return labels, None
+    del labels["batch"]
+    arguments = {
+        name: labels.pop(name) for name in keywords if name.startswith("batch_")
+    }
+    return labels, arguments
+
+
+def read_batch_config(
+    function: Callable[..., Any],
+    task_name: str,
+    hints: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+) -> BatchConfig:
+    """Check the arguments of a batch task against each other and its function.
+
+    :param hints: the resolved type hints of the function.
+    :param arguments: the ``batch_*`` arguments; `None` means the default.
+    :raises TaskiqBatchConfigError: naming the argument, its value and what is allowed.
+    """
+    reader = _Reader(task_name, arguments)
+    _check_function(function, task_name, hints)
+    return reader.config(hints.get("return", inspect.Parameter.empty))
+
+
+class _Reader:
+    """Reads one task's arguments, each by its name."""
+
+    def __init__(self, task_name: str, arguments: Mapping[str, Any]) -> None:
+        self._task_name = task_name
+        self._arguments = {k: v for k, v in arguments.items() if v is not None}
+        for name in arguments:
+            if name not in _ARGUMENTS:
+                raise self._error(name, arguments[name], _nearest_argument(name))
+
+    def config(self, return_hint: Any) -> BatchConfig:
+        size = self._count("batch_size", 100)
+        return BatchConfig(
+            size=size,
+            timeout=self._seconds("batch_timeout", 1.0),
+            idle_timeout=self._seconds("batch_idle_timeout", None),
+            concurrency=self._count("batch_concurrency", None),
+            results=self._results(return_hint),
+            max_buffered=self._max_buffered(size),
+        )
+
+    @typing.overload
+    def _count(self, name: str, default: int) -> int: ...
+    @typing.overload
+    def _count(self, name: str, default: None) -> int | None: ...
+    def _count(self, name: str, default: int | None) -> int | None:
+        value = self._arguments.get(name, default)
+        if value is None:
+            return None
+        # A bool is an int to Python, but not a number of messages to anybody.
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self._error(name, value, "it must be an int of at least 1")
+        return value
+
+    @typing.overload
+    def _seconds(self, name: str, default: float) -> float: ...
+    @typing.overload
+    def _seconds(self, name: str, default: None) -> float | None: ...
+    def _seconds(self, name: str, default: float | None) -> float | None:
+        value = self._arguments.get(name, default)
+        if value is None:
+            return None
+        allowed = "it must be a finite number of seconds, 0 or more"
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self._error(name, value, allowed)
+        if not math.isfinite(value) or value < 0:
+            raise self._error(name, value, allowed)
+        return float(value)
+
+    def _max_buffered(self, size: int) -> int:
+        value = self._count("batch_max_buffered", max(10 * size, 1000))
+        if value < size:
+            raise self._error(
+                "batch_max_buffered",
+                value,
+                f"it must be at least batch_size ({size}), or no batch could fill",
+            )
+        return value
+
+    def _results(self, return_hint: Any) -> BatchResults:
+        annotated_each = is_list(return_hint)
+        value = self._arguments.get("batch_results")
+        if value is None:
+            return "each" if annotated_each else "shared"
+        if value == "shared":
+            return "shared"
+        if value != "each":
+            raise self._error("batch_results", value, "it must be 'shared' or 'each'")
+        if not annotated_each and not _list_fits(return_hint):
+            raise self._error(
+                "batch_results",
+                value,
+                f"the function is annotated to return {_name_of(return_hint)}; "
+                "with 'each' it must return a list with one entry per item",
+            )
+        return "each"
+
+    def _error(self, name: str, value: Any, allowed: str) -> TaskiqBatchConfigError:
+        return TaskiqBatchConfigError(
+            task_name=self._task_name,
+            argument=name,
+            value=value,
+            allowed=allowed,
+        )
+
+
+def _nearest_argument(name: str) -> str:
+    """Say what a user who wrote an unknown name may have meant."""
+    known = ", ".join(_ARGUMENTS)
+    near = difflib.get_close_matches(name, _ARGUMENTS, n=1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    return f"there is no such argument; {guess}known are {known}"
+
+
+def _check_function(
+    function: Callable[..., Any],
+    task_name: str,
+    hints: Mapping[str, Any],
+) -> None:
+    """Refuse a function that cannot be called with a list of items."""
+    signature = inspect.signature(function)
+
+    def error(allowed: str) -> TaskiqBatchConfigError:
+        return TaskiqBatchConfigError(
+            task_name=task_name,
+            argument="function",
+            value=f"{function_name(function)}{signature}",
+            allowed=allowed,
+        )
+
+    if _is_generator_function(function):
+        raise error("a generator function cannot be a task; return a list instead")
+    parameter = next(iter(signature.parameters.values()), None)
+    wanted = "its first parameter must take the list of items, e.g. items: list[int]"
+    if parameter is None:
+        raise error(f"it has no parameter; {wanted}")
+    if parameter.kind not in _POSITIONAL:
+        raise error(f"{parameter} is {parameter.kind.description}; {wanted}")
+    hint = hints.get(parameter.name, inspect.Parameter.empty)
+    if not _list_fits(hint):
+        raise error(
+            f"no list fits the annotation of {parameter.name!r}, {_name_of(hint)}; "
+            f"{wanted}",
+        )
+
+
+_POSITIONAL: Final = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
+
+
+def _is_generator_function(function: Callable[..., Any]) -> bool:
+    code = underlying_function(function)
+    return inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code)
+
+
+def item_type(hint: Any) -> Any:
+    """Take the element type out of the annotation of a list of items.
+
+    :returns: the type of one item, `Any` when the annotation does not say.
+    """
+    for arm in _arms(hint):
+        if _list_fits(arm):
+            arguments = typing.get_args(arm)
+            return arguments[0] if len(arguments) == 1 else Any
+    return Any
+
+
+def item_return_type(config: BatchConfig, hint: Any) -> Any:
+    """Say what the handle of one message gets from a function annotated with `hint`.
+
+    :param hint: the resolved ``return`` hint, `None` when there is none.
+    """
+    if config.results == "shared":
+        return hint
+    arguments = typing.get_args(_strip(hint))
+    if not arguments:
+        return None
+    values = [arm for arm in _arms(arguments[0]) if not _is_exception(arm)]
+    return typing.Union[tuple(values)] if values else None  # noqa: UP007 - built here
+
+
+def is_list(hint: Any) -> bool:
+    """Whether an annotation promises a list, also one that is awaited first."""
+    stripped = _strip(hint)
+    origin = typing.get_origin(stripped) or stripped
+    return isinstance(origin, type) and issubclass(origin, list)
+
+
+def _list_fits(hint: Any) -> bool:
+    """Whether a list may be passed where `hint` is asked for."""
+    return any(_list_fits_arm(arm) for arm in _arms(hint))
+
+
+def _list_fits_arm(arm: Any) -> bool:
+    if arm is Any or arm is inspect.Parameter.empty or isinstance(arm, typing.TypeVar):
+        return True
+    origin = typing.get_origin(arm) or arm
+    try:
+        return isinstance(origin, type) and issubclass(list, origin)
+    except TypeError:
+        # A protocol that cannot be checked at run time: the type checker has a say.
+        return True
+
+
+def _arms(hint: Any) -> Iterator[Any]:
+    """Walk the members of a union, or the one type that `hint` is."""
+    stripped = _strip(hint)
+    if typing.get_origin(stripped) in (typing.Union, types.UnionType):
+        for arm in typing.get_args(stripped):
+            yield from _arms(arm)
+    else:
+        yield stripped
+
+
+def _strip(hint: Any) -> Any:
+    """Take off what says nothing about the shape: aliases, metadata, awaitables."""
+    while True:
+        origin = typing.get_origin(hint)
+        if origin is typing.Annotated:
+            hint = typing.get_args(hint)[0]
+        elif hasattr(hint, "__supertype__"):
+            hint = hint.__supertype__
+        elif type(hint).__name__ == "TypeAliasType":
+            hint = hint.__value__
+        elif origin in _AWAITABLES:
+            hint = typing.get_args(hint)[-1]
+        else:
+            return hint
+
+
+_AWAITABLES: Final = (
+    collections.abc.Awaitable,
+    collections.abc.Coroutine,
+    types.CoroutineType,
+)
+
+
+def _is_exception(arm: Any) -> bool:
+    return isinstance(arm, type) and issubclass(arm, BaseException)
+
+
+def _name_of(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)

@@ -1,0 +1,137 @@
+"""Arguments of the scheduler command."""
+
+from __future__ import annotations
+
+from argparse import ZERO_OR_MORE, ArgumentDefaultsHelpFormatter, ArgumentParser
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from taskiq.cli.common_args import LogLevel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from taskiq.scheduler.scheduler import TaskiqScheduler
+
+_DEFAULT_TASKS_PATTERN: Final = ("**/tasks.py",)
+
+
+@dataclass
+class SchedulerArgs:
+    """What the scheduler is run with.
+
+    Intervals and the timeout are in seconds; `None` stands for 60 s between updates,
+    1 s between passes and no limit for a sending.
+    """
+
+    scheduler: str | TaskiqScheduler
+    modules: list[str]
+    app_dir: str | None = None
+    log_level: LogLevel = LogLevel.INFO
+    configure_logging: bool = True
+    fs_discover: bool = False
+    tasks_pattern: Sequence[str] = _DEFAULT_TASKS_PATTERN
+    skip_first_run: bool = False
+    update_interval: int | None = None
+    loop_interval: int | None = None
+    send_timeout: float | None = None
+
+    @classmethod
+    def from_cli(cls, args: Sequence[str] | None = None) -> SchedulerArgs:
+        """Read command line arguments; a bad one ends the process with status 2.
+
+        :param args: the arguments, by default those of the process.
+        """
+        values = vars(_parser().parse_args(args))
+        values["log_level"] = LogLevel[values["log_level"]]
+        values["tasks_pattern"] = values["tasks_pattern"] or _DEFAULT_TASKS_PATTERN
+        return SchedulerArgs(**values)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        formatter_class=ArgumentDefaultsHelpFormatter,
+        description="Send tasks at the moments their schedules name.",
+    )
+    parser.add_argument(
+        "scheduler",
+        help="where the scheduler, or a function returning it, is found: "
+        "`module.path:variable`",
+    )
+    parser.add_argument(
+        "modules",
+        nargs=ZERO_OR_MORE,
+        help="task modules to import",
+    )
+    _add_import_options(parser)
+    _add_logging_options(parser)
+    _add_timing_options(parser)
+    return parser
+
+
+def _add_import_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--app-dir",
+        "-d",
+        default=None,
+        help="directory to import from besides the current one",
+    )
+    parser.add_argument(
+        "--fs-discover",
+        "-fsd",
+        action="store_true",
+        help="look for task modules below the current directory; "
+        "see `--tasks-pattern` for which files",
+    )
+    parser.add_argument(
+        "--tasks-pattern",
+        "-tp",
+        action="append",
+        default=None,
+        help="glob pattern of the files to look for; may be repeated. "
+        f"Without it: {', '.join(_DEFAULT_TASKS_PATTERN)}",
+    )
+
+
+def _add_logging_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--log-level",
+        default=LogLevel.INFO.name,
+        choices=[level.name for level in LogLevel],
+        help="log level",
+    )
+    parser.add_argument(
+        "--no-configure-logging",
+        action="store_false",
+        dest="configure_logging",
+        help="leave logging as the application configures it",
+    )
+
+
+def _add_timing_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--skip-first-run",
+        action="store_true",
+        help="do not send cron schedules that match the minute the scheduler is "
+        "started in. Intervals and past times are sent at once all the same",
+    )
+    parser.add_argument(
+        "--update-interval",
+        type=int,
+        default=None,
+        help="seconds between two readings of the sources. Without it: 60",
+    )
+    parser.add_argument(
+        "--loop-interval",
+        type=int,
+        default=None,
+        help="seconds between two looks for schedules to send. Without it: 1",
+    )
+    parser.add_argument(
+        "--send-timeout",
+        type=float,
+        default=None,
+        help="seconds one sending may take; it is cancelled then, logged and "
+        "repeated later. Without it a sending that hangs holds back its schedule "
+        "for ever",
+    )

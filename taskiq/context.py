@@ -1,0 +1,238 @@
+"""What a task is told about the message it runs for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence  # noqa: TC003 - see below
+
+# The dependency resolver evaluates the annotations of these constructors.
+from taskiq.abc.broker import AsyncBroker  # noqa: TC001
+from taskiq.acks import AckController  # noqa: TC001
+from taskiq.batch import FlushReason  # noqa: TC001
+from taskiq.exceptions import NoResultError, TaskRejectedError
+from taskiq.labels import prepare_label
+from taskiq.message import TaskiqMessage
+from taskiq.outcome import Failed, Outcome, Succeeded
+
+#: Counts how often a message was sent again by a task.
+REQUEUE_LABEL = "X-Taskiq-requeue"
+
+
+class Context:
+    """The message a task runs for, and what may be done with it.
+
+    :ivar message: the message.
+    :ivar broker: the broker it came from.
+    :ivar state: the state of that broker.
+    """
+
+    def __init__(
+        self,
+        message: TaskiqMessage,
+        broker: AsyncBroker,
+        ack_controller: AckController | None = None,
+    ) -> None:
+        self.message = message
+        self.broker = broker
+        self.state = broker.state
+        self._ack_controller = ack_controller
+
+    @property
+    def messages(self) -> Sequence[TaskiqMessage]:
+        """Every message of this call: one, unless the task runs in batches."""
+        return (self.message,)
+
+    @property
+    def is_ackable(self) -> bool:
+        """Whether the broker wants to be told that the message is done."""
+        return self._ack_controller is not None and self._ack_controller.is_ackable
+
+    @property
+    def is_acked(self) -> bool:
+        """Whether the message was acknowledged already."""
+        return self._ack_controller is not None and self._ack_controller.is_acked
+
+    async def ack(self) -> None:
+        """Acknowledge the message now; a second time does nothing.
+
+        :raises RuntimeError: when the broker knows no acknowledgement.
+        """
+        await _ack(self._ack_controller)
+
+    async def requeue(self) -> None:
+        """Send the message again under its id; this run leaves no result.
+
+        :raises NoResultError: always, to end the task.
+        """
+        await _send_again(self.broker, self.message)
+        raise NoResultError
+
+    def reject(self) -> None:
+        """Fail the message.
+
+        :raises TaskRejectedError: always, to end the task.
+        """
+        raise TaskRejectedError
+
+
+class BatchContext(Context):
+    """The messages a batch runs for, each under the index of its item.
+
+    Without an index `ack`, `requeue` and `reject` do for every message what they do on
+    a :class:`Context`; `message` is the first one.
+
+    :ivar batch_id: unique id of this call.
+    :ivar flush_reason: why the batch left.
+    """
+
+    def __init__(
+        self,
+        messages: Sequence[TaskiqMessage],
+        broker: AsyncBroker,
+        ack_controllers: Sequence[AckController],
+        batch_id: str,
+        flush_reason: FlushReason,
+    ) -> None:
+        super().__init__(messages[0], broker, ack_controllers[0])
+        self.batch_id = batch_id
+        self.flush_reason = flush_reason
+        self._messages = tuple(messages)
+        self._ack_controllers = ack_controllers
+        self._outcomes: list[Outcome | None] = [None] * len(messages)
+        self._is_open = True
+
+    @property
+    def messages(self) -> Sequence[TaskiqMessage]:
+        """Every message of this call, in the order of its items."""
+        return self._messages
+
+    @property
+    def size(self) -> int:
+        """How many messages the batch has."""
+        return len(self._messages)
+
+    def set_result(self, index: int, value: object) -> None:
+        """Give one message its result, whatever the function returns or raises.
+
+        :raises IndexError: when the batch has no such index.
+        :raises RuntimeError: when this message has an outcome already.
+        """
+        self._set_outcome(index, Succeeded(value))
+
+    def fail(self, index: int, error: BaseException) -> None:
+        """Fail one message with `error`, whatever the function returns or raises.
+
+        :raises IndexError: when the batch has no such index.
+        :raises RuntimeError: when this message has an outcome already.
+        :raises TypeError: when `error` is not an exception instance.
+        """
+        if not isinstance(error, BaseException):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+            raise TypeError(f"fail() takes an exception instance, got {error!r}")
+        self._set_outcome(index, Failed(error))
+
+    def reject(self, index: int | None = None) -> None:
+        """Reject one message, or end the call and reject all without an outcome.
+
+        :raises TaskRejectedError: without an index.
+        :raises IndexError: when the batch has no such index.
+        :raises RuntimeError: when this message has an outcome already.
+        """
+        if index is None:
+            raise TaskRejectedError
+        self._set_outcome(index, Failed(TaskRejectedError()))
+
+    async def requeue(self, index: int | None = None) -> None:
+        """Send one message again, or all without an outcome and end the call.
+
+        :raises NoResultError: without an index.
+        :raises IndexError: when the batch has no such index.
+        :raises RuntimeError: when this message has an outcome already.
+        """
+        if index is not None:
+            await self._requeue_one(index)
+            return
+        for each, outcome in enumerate(self._outcomes):
+            if outcome is None:
+                await self._requeue_one(each)
+        raise NoResultError
+
+    async def ack(self, index: int | None = None) -> None:
+        """Acknowledge one message, or all of them; a second time does nothing.
+
+        :raises IndexError: when the batch has no such index.
+        :raises RuntimeError: when the broker knows no acknowledgement.
+        """
+        if index is not None:
+            self._check_index(index)
+            await _ack(self._ack_controllers[index])
+            return
+        for controller in self._ack_controllers:
+            await _ack(controller)
+
+    def close(self) -> Sequence[Outcome | None]:
+        """Take no more outcomes: the call has ended. For the receiver's use.
+
+        :returns: the outcomes set so far, `None` for a message without one.
+        """
+        self._is_open = False
+        return self._outcomes
+
+    async def _requeue_one(self, index: int) -> None:
+        self._check_settable(index)
+        await _send_again(self.broker, self._messages[index])
+        self._set_outcome(index, Failed(NoResultError()))
+
+    def _set_outcome(self, index: int, outcome: Outcome) -> None:
+        self._check_settable(index)
+        self._outcomes[index] = outcome
+
+    def _check_settable(self, index: int) -> None:
+        self._check_index(index)
+        if not self._is_open:
+            raise RuntimeError(f"batch {self.batch_id} has ended; its outcomes stay")
+        if self._outcomes[index] is not None:
+            raise RuntimeError(
+                f"item {index} of batch {self.batch_id} has an outcome already",
+            )
+
+    def _check_index(self, index: int) -> None:
+        # A negative index is a miscount here, not a wish for the last item.
+        if not 0 <= index < self.size:
+            raise IndexError(
+                f"batch {self.batch_id} has items 0 to {self.size - 1}, not {index}",
+            )
+
+
+async def _ack(controller: AckController | None) -> None:
+    if controller is None:
+        raise RuntimeError("Current message is not ackable.")
+    await controller.ack()
+
+
+async def _send_again(broker: AsyncBroker, message: TaskiqMessage) -> None:
+    """Send a received message again, counted by its requeue label."""
+    requeued = int(message.labels.get(REQUEUE_LABEL) or 0) + 1
+    message.labels[REQUEUE_LABEL] = str(requeued)
+    await broker.kick(broker.formatter.dumps(_with_wire_labels(message)))
+
+
+def _with_wire_labels(message: TaskiqMessage) -> TaskiqMessage:
+    """Turn parsed `bytes` labels back into their text form; others travel as they are.
+
+    :returns: the message itself, or a copy when there was something to turn.
+    """
+    prepared = {
+        name: prepare_label(value)
+        for name, value in message.labels.items()
+        if isinstance(value, bytes)
+    }
+    if not prepared:
+        return message
+    return TaskiqMessage(
+        task_id=message.task_id,
+        task_name=message.task_name,
+        labels=message.labels | {name: text for name, (text, _) in prepared.items()},
+        labels_types=(message.labels_types or {})
+        | {name: code for name, (_, code) in prepared.items()},
+        args=message.args,
+        kwargs=message.kwargs,
+    )

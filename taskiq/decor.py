@@ -1,0 +1,291 @@
+"""The object a decorated function becomes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    overload,
+)
+
+from taskiq.callables import ORIGINAL_SUFFIX
+from taskiq.kicker import AsyncKicker
+from taskiq.outcome import Failed, outcomes_of_return
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from datetime import datetime, timedelta
+    from types import CoroutineType
+
+    from taskiq.abc.broker import AsyncBroker
+    from taskiq.abc.schedule_source import ScheduleSource
+    from taskiq.batch import BatchConfig
+    from taskiq.scheduler.created_schedule import CreatedSchedule
+    from taskiq.scheduler.scheduled_task import CronSpec
+    from taskiq.task import AsyncTaskiqTask
+
+_T = TypeVar("_T")
+_FuncParams = ParamSpec("_FuncParams")
+_ReturnType = TypeVar("_ReturnType")
+_Item = TypeVar("_Item")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class AsyncTaskiqDecoratedTask(Generic[_FuncParams, _ReturnType]):
+    """A function that can be called here or sent to a worker.
+
+    :param broker: where messages of this task are sent.
+    :param task_name: the name workers know it by.
+    :param original_func: the function itself.
+    :param labels: what every message of it carries.
+    :param return_type: what results are cast to, `None` to leave them alone.
+    :ivar batch: how its messages are gathered into calls, `None` for a plain task.
+    """
+
+    batch: BatchConfig | None = None
+
+    def __init__(
+        self,
+        broker: AsyncBroker,
+        task_name: str,
+        original_func: Callable[_FuncParams, _ReturnType],
+        labels: dict[str, Any],
+        return_type: type[_ReturnType] | None = None,
+    ) -> None:
+        self.broker = broker
+        self.task_name = task_name
+        self.original_func = original_func
+        self.labels = labels
+        self.return_type = return_type
+        _make_picklable(original_func)
+
+    def __call__(
+        self,
+        *args: _FuncParams.args,
+        **kwargs: _FuncParams.kwargs,
+    ) -> _ReturnType:
+        """Run the function here and now; a batch task runs a batch of one item.
+
+        :returns: what the function returns, an awaitable of it for an async one.
+        :raises Exception: whatever the function raises, or the item's own error.
+        """
+        if self.batch is None:
+            return self.original_func(*args, **kwargs)
+        returned: Any = _call_with_one_item(self.original_func, args, kwargs)
+        if inspect.isawaitable(returned):
+            own: Any = self._awaited_outcome(returned)
+        else:
+            own = self._outcome_of_one(returned)
+        return cast("_ReturnType", own)
+
+    @overload
+    async def kiq(
+        self: AsyncTaskiqDecoratedTask[_FuncParams, CoroutineType[Any, Any, _T]],
+        *args: _FuncParams.args,
+        **kwargs: _FuncParams.kwargs,
+    ) -> AsyncTaskiqTask[_T]: ...
+
+    @overload
+    async def kiq(
+        self: AsyncTaskiqDecoratedTask[_FuncParams, Coroutine[Any, Any, _T]],
+        *args: _FuncParams.args,
+        **kwargs: _FuncParams.kwargs,
+    ) -> AsyncTaskiqTask[_T]: ...
+
+    @overload
+    async def kiq(
+        self: AsyncTaskiqDecoratedTask[_FuncParams, _ReturnType],
+        *args: _FuncParams.args,
+        **kwargs: _FuncParams.kwargs,
+    ) -> AsyncTaskiqTask[_ReturnType]: ...
+
+    async def kiq(self, *args: Any, **kwargs: Any) -> Any:
+        """Send the task to its broker.
+
+        :returns: a handle to wait for the result with.
+        :raises SendTaskError: when the message could not be sent.
+        """
+        return await self.kicker().kiq(*args, **kwargs)
+
+    async def schedule_by_cron(
+        self,
+        source: ScheduleSource,
+        cron: str | CronSpec,
+        *args: _FuncParams.args,
+        **kwargs: _FuncParams.kwargs,
+    ) -> CreatedSchedule[_ReturnType]:
+        """Store a schedule that sends the task whenever `cron` matches.
+
+        :returns: the stored schedule.
+        """
+        return await self.kicker().schedule_by_cron(source, cron, *args, **kwargs)
+
+    async def schedule_by_interval(
+        self,
+        source: ScheduleSource,
+        interval: int | timedelta,
+        *args: _FuncParams.args,
+        **kwargs: _FuncParams.kwargs,
+    ) -> CreatedSchedule[_ReturnType]:
+        """Store a schedule that sends the task every `interval` (seconds, if an int).
+
+        :returns: the stored schedule.
+        """
+        return await self.kicker().schedule_by_interval(
+            source,
+            interval,
+            *args,
+            **kwargs,
+        )
+
+    async def schedule_by_time(
+        self,
+        source: ScheduleSource,
+        time: datetime,
+        *args: _FuncParams.args,
+        **kwargs: _FuncParams.kwargs,
+    ) -> CreatedSchedule[_ReturnType]:
+        """Store a schedule that sends the task once, at `time`.
+
+        :returns: the stored schedule.
+        """
+        return await self.kicker().schedule_by_time(source, time, *args, **kwargs)
+
+    def kicker(self) -> AsyncKicker[_FuncParams, _ReturnType]:
+        """Give a sender whose labels, id and broker can be changed for one message."""
+        return AsyncKicker(
+            task_name=self.task_name,
+            broker=self.broker,
+            labels=self.labels.copy(),
+            return_type=self.return_type,
+        )
+
+    def __repr__(self) -> str:
+        return f"AsyncTaskiqDecoratedTask({self.task_name})"
+
+    def adopt_metadata(self) -> None:
+        """Look like the function from outside: name, docstring, signature.
+
+        An attribute of the function never overwrites one of the task's own.
+        """
+        functools.update_wrapper(self, self.original_func, updated=())
+        for name, value in vars_of(self.original_func).items():
+            if not hasattr(self, name):
+                setattr(self, name, value)
+
+    async def _awaited_outcome(self, returned: Awaitable[Any]) -> Any:
+        return self._outcome_of_one(await returned)
+
+    def _outcome_of_one(self, returned: Any) -> Any:
+        if self.batch is None:
+            return returned
+        outcome = outcomes_of_return(self.batch.results, returned, 1, self.task_name)[0]
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        return outcome.value
+
+
+def vars_of(function: Any) -> dict[str, Any]:
+    """Give the attributes somebody hung on a function."""
+    return getattr(function, "__dict__", {})
+
+
+def _call_with_one_item(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    if args:
+        return function([args[0]], *args[1:], **kwargs)
+    name = next(iter(inspect.signature(function).parameters))
+    if name in kwargs:
+        kwargs = {**kwargs, name: [kwargs[name]]}
+    return function(**kwargs)
+
+
+def _make_picklable(function: Any) -> None:
+    """Let a process pool find the function behind the task that took its place.
+
+    Pickle stores a function as its module and qualified name, and under its own name
+    the module holds the task. So the function gets another name, and is stored there.
+    """
+    name = getattr(function, "__name__", "")
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    if module is None or not inspect.isfunction(function):
+        return
+    if not name.endswith(ORIGINAL_SUFFIX):
+        name += ORIGINAL_SUFFIX
+        scope, dot, _ = function.__qualname__.rpartition(".")
+        function.__name__ = name
+        function.__qualname__ = f"{scope}{dot}{name}"
+    setattr(module, name, function)
+
+
+class BatchDecorator(Protocol):
+    """What ``broker.task(batch=True)`` gives: it takes a function of a list of items.
+
+    A returned list is one result per item, anything else belongs to all of them.
+    """
+
+    @overload
+    def __call__(
+        self,
+        func: Callable[
+            Concatenate[list[_Item], _P],
+            Coroutine[Any, Any, list[_R | Exception]],
+        ],
+    ) -> AsyncTaskiqDecoratedTask[
+        Concatenate[_Item, _P],
+        Coroutine[Any, Any, _R],
+    ]: ...
+
+    @overload
+    def __call__(
+        self,
+        func: Callable[Concatenate[list[_Item], _P], Coroutine[Any, Any, list[_R]]],
+    ) -> AsyncTaskiqDecoratedTask[
+        Concatenate[_Item, _P],
+        Coroutine[Any, Any, _R],
+    ]: ...
+
+    @overload
+    def __call__(
+        self,
+        func: Callable[Concatenate[list[_Item], _P], list[_R | Exception]],
+    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _P], _R]: ...
+
+    @overload
+    def __call__(
+        self,
+        func: Callable[Concatenate[list[_Item], _P], list[_R]],
+    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _P], _R]: ...
+
+    @overload
+    def __call__(
+        self,
+        func: Callable[Concatenate[list[_Item], _P], _R],
+    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _P], _R]: ...
+
+
+class SharedBatchDecorator(Protocol):
+    """What ``broker.task(batch=True, batch_results="shared")`` gives.
+
+    Whatever the function returns belongs to every item, a list too.
+    """
+
+    def __call__(
+        self,
+        func: Callable[Concatenate[list[_Item], _P], _R],
+    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _P], _R]:
+        """Make `func` a batch task."""
+        ...

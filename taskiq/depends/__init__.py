@@ -1,0 +1,1 @@
+"""Dependencies that tasks can ask for."""

@@ -1,0 +1,108 @@
+"""Lets a task tell how far it is."""
+
+import asyncio
+import enum
+from collections.abc import Sequence
+from typing import Any, Final, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+from taskiq_dependencies import Depends
+
+from taskiq.context import Context
+from taskiq.message import TaskiqMessage
+
+_ProgressType = TypeVar("_ProgressType")
+
+#: Messages of one batch that are reported to the result backend at the same time.
+_MAX_CONCURRENT_REPORTS: Final = 50
+
+
+class TaskState(str, enum.Enum):
+    """Common states of a task; any other string will do as well."""
+
+    STARTED = "STARTED"
+    FAILURE = "FAILURE"
+    SUCCESS = "SUCCESS"
+    RETRY = "RETRY"
+
+
+class TaskProgress(BaseModel, Generic[_ProgressType]):
+    """How far a task is, as result backends store it."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    state: TaskState | str
+    #: Whatever the task wants to tell.
+    meta: _ProgressType | None
+
+
+class ProgressTracker(Generic[_ProgressType]):
+    """Dependency that stores the progress of the running task in its result backend.
+
+    A batch task reports for every message of the batch.
+
+    :param context: context of the running task.
+    """
+
+    def __init__(
+        self,
+        context: Context = Depends(),  # noqa: B008 - how dependencies are declared
+    ) -> None:
+        self.context = context
+
+    async def set_progress(
+        self,
+        state: TaskState | str,
+        meta: _ProgressType | None = None,
+    ) -> None:
+        """Store how far the task is.
+
+        :param state: the state it is in.
+        :param meta: what else to tell; `None` keeps what was stored before.
+        :raises pydantic.ValidationError: if the state is no string.
+        """
+        first, *others = self._messages
+        if not others:
+            await self._report(first.task_id, state, meta)
+            return
+
+        slots = asyncio.Semaphore(_MAX_CONCURRENT_REPORTS)
+
+        async def report(message: TaskiqMessage) -> None:
+            async with slots:
+                await self._report(message.task_id, state, meta)
+
+        outcomes = await asyncio.gather(
+            *(report(message) for message in self._messages),
+            # One message that cannot be reported must not silence the others.
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+
+    async def get_progress(self) -> TaskProgress[_ProgressType] | None:
+        """Read what was stored last; in a batch, for its first message.
+
+        :returns: the progress, `None` if there is none yet.
+        """
+        first = self._messages[0]
+        return await self.context.broker.result_backend.get_progress(first.task_id)
+
+    @property
+    def _messages(self) -> Sequence[TaskiqMessage]:
+        # What stands in for a Context by an override may know its message only.
+        return getattr(self.context, "messages", (self.context.message,))
+
+    async def _report(
+        self,
+        task_id: str,
+        state: TaskState | str,
+        meta: _ProgressType | None,
+    ) -> None:
+        backend = self.context.broker.result_backend
+        if meta is None:
+            previous = await backend.get_progress(task_id)
+            meta = previous.meta if previous is not None else None
+        progress: TaskProgress[Any] = TaskProgress(state=state, meta=meta)
+        await backend.set_progress(task_id, progress)

@@ -1,0 +1,167 @@
+"""Exceptions whose message is a template filled from declared fields."""
+
+from __future__ import annotations
+
+import copyreg
+import sys
+from copy import deepcopy
+from string import Formatter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from izulu import root
+
+if sys.version_info >= (3, 11):
+    from typing import Self, dataclass_transform
+else:
+    from typing_extensions import Self, dataclass_transform
+
+if sys.version_info >= (3, 14):
+    from annotationlib import Format, get_annotations
+
+    def _own_annotations(cls: type) -> dict[str, Any]:
+        # A field may name a type that only type checkers import.
+        return get_annotations(cls, format=Format.FORWARDREF)
+
+else:
+    from inspect import get_annotations as _own_annotations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_new_object: Callable[..., Any] = copyreg.__newobj__  # type: ignore[attr-defined]  # absent from typeshed
+
+_ErrorT = TypeVar("_ErrorT", bound="Error")
+
+
+@dataclass_transform(
+    eq_default=False,
+    order_default=False,
+    kw_only_default=True,
+    frozen_default=False,
+)
+class Error(root.Error):
+    """Base of exceptions that declare fields and a message template.
+
+    A subclass annotates its fields and sets `__template__`, a `str.format` text over
+    them. Instances take the fields as keyword arguments. A field with a value on the
+    class, `ClassVar` or not, may be left out.
+
+    Raises `TypeError` for undeclared or missing arguments, and `ValueError` for a
+    template that uses a field nobody declared or that cannot be formatted.
+    """
+
+    __template__ = "Exception occurred"
+    # The checks are made here: in a fixed order, with names sorted, per instance.
+    __toggles__ = root.Toggles.NONE
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # izulu's own hook reads the template and the annotations when a class is
+        # made. Here both are read when an instance is, so a class value may be set
+        # later, and an annotation may name what is defined further down.
+        super(root.Error, cls).__init_subclass__(**kwargs)
+
+    def __init__(self, **kwargs: object) -> None:
+        declared = self._collect_annotations()
+        self._check_arguments(declared, kwargs)
+        for name, value in kwargs.items():
+            setattr(self, name, value)
+        unannotated = self._template_fields(self.__template__) - declared.keys()
+        if unannotated:
+            names = self._format_fields(unannotated)
+            raise ValueError(f"Fields must be annotated: {names}")
+        super().__init__(**{name: getattr(self, name) for name in declared})
+
+    def as_kwargs(self) -> dict[str, Any]:
+        """Return the fields that are set on the instance, as they are now."""
+        own = vars(self)
+        return {name: own[name] for name in self._collect_annotations() if name in own}
+
+    def as_dict(self, *, wide: bool = False) -> dict[str, Any]:  # noqa: ARG002 - izulu's
+        """Return all fields that have a value, on the instance or on the class."""
+        return {
+            name: getattr(self, name)
+            for name in self._collect_annotations()
+            if hasattr(self, name)
+        }
+
+    def __repr__(self) -> str:
+        fields = ", ".join(
+            f"{name}={value!r}" for name, value in self.as_dict().items()
+        )
+        cls = type(self)
+        return f"{cls.__module__}.{cls.__qualname__}({fields})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without a constructor call: the message is kept as it was raised, whatever
+        # the template and the required fields are where it is loaded.
+        return _new_object, (type(self), *self.args), self.__dict__
+
+    def __copy__(self) -> Self:
+        return self._twin(self.args, self.__dict__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self._twin(deepcopy(self.args, memo), deepcopy(self.__dict__, memo))
+
+    @classmethod
+    def _collect_annotations(cls) -> dict[str, object]:
+        """Return the declared fields and their annotations, base classes first."""
+        return _declared_fields(cls)
+
+    @classmethod
+    def _format_fields(cls, names: set[str]) -> str:
+        """Return the names quoted, sorted and separated by commas."""
+        return ", ".join(f"'{name}'" for name in sorted(names))
+
+    @classmethod
+    def _template_fields(cls, template: str) -> set[str]:
+        """Return the fields a template uses: `{a.b}` and `{a[0]}` use `a`."""
+        used = (name for _, name, _, _ in Formatter().parse(template) if name)
+        return {name.partition(".")[0].partition("[")[0] for name in used}
+
+    def _check_arguments(
+        self,
+        declared: dict[str, object],
+        given: dict[str, object],
+    ) -> None:
+        undeclared = given.keys() - declared.keys()
+        if undeclared:
+            names = self._format_fields(undeclared)
+            raise TypeError(f"Undeclared arguments: {names}")
+        missing = {
+            name for name in declared if name not in given and not hasattr(self, name)
+        }
+        if missing:
+            raise TypeError(f"Missing arguments: {self._format_fields(missing)}")
+
+    def _twin(self, args: tuple[Any, ...], state: dict[str, Any]) -> Self:
+        """Return an instance of the same class that was raised from the same cause."""
+        twin = type(self).__new__(type(self), *args)
+        twin.__dict__.update(state)
+        twin.__cause__ = self.__cause__
+        twin.__context__ = self.__context__
+        twin.__suppress_context__ = self.__suppress_context__
+        return twin
+
+
+def restore_error(
+    cls: type[_ErrorT],
+    args: tuple[Any, ...],
+    fields: dict[str, Any],
+) -> _ErrorT:
+    """Return an error with the `args` it was raised with and the fields it had.
+
+    Fields that the class no longer declares are left out. Raises `TypeError` if one
+    that it requires is missing.
+    """
+    known = {name: fields[name] for name in _declared_fields(cls) if name in fields}
+    error = cls(**known)
+    error.args = args
+    return error
+
+
+def _declared_fields(cls: type[Error]) -> dict[str, object]:
+    declared: dict[str, object] = {}
+    for base in reversed(cls.__mro__):
+        if base is not root.Error:  # annotates its own settings
+            declared.update(_own_annotations(base))
+    return declared

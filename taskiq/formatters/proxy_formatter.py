@@ -1,0 +1,46 @@
+"""The formatter brokers start with: it leaves the bytes to the serializer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from taskiq.abc.formatter import TaskiqFormatter
+from taskiq.message import BrokerMessage, TaskiqMessage
+
+if TYPE_CHECKING:
+    from taskiq.abc.broker import AsyncBroker
+
+
+class ProxyFormatter(TaskiqFormatter):
+    """Writes and reads messages with the serializer its broker has at that moment.
+
+    :param broker: the broker whose serializer is used.
+    """
+
+    def __init__(self, broker: AsyncBroker) -> None:
+        self.broker = broker
+
+    def dumps(self, message: TaskiqMessage) -> BrokerMessage:
+        """Make a message ready to be sent.
+
+        :param message: the message.
+        :returns: what the broker's `kick` receives.
+        """
+        # JSON mode for every serializer, because workers and clients of every
+        # version read each other's messages: a datetime travels as text in CBOR too.
+        payload = message.model_dump(mode="json")
+        return BrokerMessage(
+            task_id=message.task_id,
+            task_name=message.task_name,
+            message=self.broker.serializer.dumpb(payload),
+            labels=message.labels,
+        )
+
+    def loads(self, message: bytes) -> TaskiqMessage:
+        """Read a received message.
+
+        :param message: bytes as they came from the broker.
+        :returns: the message, its labels not parsed yet.
+        :raises pydantic.ValidationError: if the bytes hold no message.
+        """
+        return TaskiqMessage.model_validate(self.broker.serializer.loadb(message))

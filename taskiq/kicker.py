@@ -1,0 +1,270 @@
+"""Sending one task: labels, message, middlewares, broker."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overload
+
+from pydantic import BaseModel
+
+from taskiq.exceptions import SendTaskError
+from taskiq.hooks import hooks_of
+from taskiq.labels import prepare_label
+from taskiq.message import TaskiqMessage
+from taskiq.scheduler.created_schedule import CreatedSchedule
+from taskiq.scheduler.scheduled_task import CronSpec, ScheduledTask
+from taskiq.task import AsyncTaskiqTask
+from taskiq.utils import maybe_awaitable
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from datetime import datetime, timedelta
+    from types import CoroutineType
+
+    from taskiq.abc.broker import AsyncBroker
+    from taskiq.abc.schedule_source import ScheduleSource
+
+_T = TypeVar("_T")
+_FuncParams = ParamSpec("_FuncParams")
+_ReturnType = TypeVar("_ReturnType")
+
+logger = logging.getLogger("taskiq")
+
+#: Arguments of these types are sent as they are.
+_PLAIN_TYPES: Final = frozenset({bool, dict, float, int, list, str, type(None)})
+
+#: Read from the registered task on the worker, never from a message.
+_LOCAL_LABELS: Final = frozenset({"types_of_exceptions"})
+
+
+class AsyncKicker(Generic[_FuncParams, _ReturnType]):
+    """Sends one task, with labels, an id or a broker of its own.
+
+    :param task_name: the task to send.
+    :param broker: where to; its middlewares, formatter and result backend are used.
+    :param labels: what the message carries. The dict is kept, not copied.
+    :param return_type: what the result is cast to, `None` to leave it alone.
+    """
+
+    def __init__(
+        self,
+        task_name: str,
+        broker: AsyncBroker,
+        labels: dict[str, Any],
+        return_type: type[_ReturnType] | None = None,
+    ) -> None:
+        self.task_name = task_name
+        self.broker = broker
+        self.labels = labels
+        self.custom_task_id: str | None = None
+        self.custom_schedule_id: str | None = None
+        self.return_type = return_type
+
+    def with_labels(
+        self,
+        **labels: str | float,
+    ) -> AsyncKicker[_FuncParams, _ReturnType]:
+        """Add labels to the message, or replace the task's own.
+
+        :returns: this kicker.
+        """
+        self.labels.update(labels)
+        return self
+
+    def with_task_id(
+        self,
+        task_id: str | None,
+    ) -> AsyncKicker[_FuncParams, _ReturnType]:
+        """Send under this id; `None` goes back to generated ids.
+
+        :returns: this kicker.
+        """
+        self.custom_task_id = task_id
+        return self
+
+    def with_schedule_id(
+        self,
+        schedule_id: str,
+    ) -> AsyncKicker[_FuncParams, _ReturnType]:
+        """Store schedules under this id.
+
+        :returns: this kicker.
+        """
+        self.custom_schedule_id = schedule_id
+        return self
+
+    def with_broker(
+        self,
+        broker: AsyncBroker,
+    ) -> AsyncKicker[_FuncParams, _ReturnType]:
+        """Send through another broker, its middlewares and its result backend.
+
+        :returns: this kicker.
+        """
+        self.broker = broker
+        return self
+
+    @overload
+    async def kiq(
+        self: AsyncKicker[_FuncParams, CoroutineType[Any, Any, _T]],
+        *args: _FuncParams.args,
+        **kwargs: _FuncParams.kwargs,
+    ) -> AsyncTaskiqTask[_T]: ...
+
+    @overload
+    async def kiq(
+        self: AsyncKicker[_FuncParams, Coroutine[Any, Any, _T]],
+        *args: _FuncParams.args,
+        **kwargs: _FuncParams.kwargs,
+    ) -> AsyncTaskiqTask[_T]: ...
+
+    @overload
+    async def kiq(
+        self: AsyncKicker[_FuncParams, _ReturnType],
+        *args: _FuncParams.args,
+        **kwargs: _FuncParams.kwargs,
+    ) -> AsyncTaskiqTask[_ReturnType]: ...
+
+    async def kiq(self, *args: Any, **kwargs: Any) -> Any:
+        """Send the task.
+
+        :returns: a handle to wait for the result with.
+        :raises SendTaskError: when the message could not be dumped or sent.
+        :raises ValueError: when an argument is a dataclass type.
+        """
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "Kicking %s with args=%s and kwargs=%s.",
+                self.task_name,
+                args,
+                kwargs,
+            )
+        message = self._prepare_message(*args, **kwargs)
+        broker = self.broker
+        hooks = hooks_of(broker)
+        for middleware in hooks.pre_send:
+            message = await maybe_awaitable(middleware.pre_send(message))
+        # Made before the message leaves: the result may be there before we are back,
+        # and a result backend keeps what a living handle can ask for.
+        handle: AsyncTaskiqTask[Any] = AsyncTaskiqTask(
+            task_id=message.task_id,
+            result_backend=broker.result_backend,
+            return_type=self.return_type,
+        )
+        watch = getattr(type(broker.result_backend), "watch_handle", None)
+        if watch is not None:
+            watch(broker.result_backend, handle)
+        try:
+            await broker.kick(broker.formatter.dumps(message))
+        except Exception as exc:
+            raise SendTaskError from exc
+        for middleware in hooks.post_send:
+            await maybe_awaitable(middleware.post_send(message))
+        return handle
+
+    async def schedule_by_cron(
+        self,
+        source: ScheduleSource,
+        cron: str | CronSpec,
+        *args: _FuncParams.args,
+        **kwargs: _FuncParams.kwargs,
+    ) -> CreatedSchedule[_ReturnType]:
+        """Store a schedule that sends the task whenever `cron` matches.
+
+        :param cron: five fields of text (UTC), or a `CronSpec` with its own offset.
+        :returns: the stored schedule.
+        """
+        if isinstance(cron, CronSpec):
+            moment = {"cron": cron.to_cron(), "cron_offset": cron.offset}
+        else:
+            moment = {"cron": cron}
+        return await self._schedule(source, moment, args, kwargs)
+
+    async def schedule_by_interval(
+        self,
+        source: ScheduleSource,
+        interval: int | timedelta,
+        *args: _FuncParams.args,
+        **kwargs: _FuncParams.kwargs,
+    ) -> CreatedSchedule[_ReturnType]:
+        """Store a schedule that sends the task every `interval` (seconds, if an int).
+
+        :returns: the stored schedule.
+        :raises ValueError: when the interval is under or no multiple of a second.
+        """
+        return await self._schedule(source, {"interval": interval}, args, kwargs)
+
+    async def schedule_by_time(
+        self,
+        source: ScheduleSource,
+        time: datetime,
+        *args: _FuncParams.args,
+        **kwargs: _FuncParams.kwargs,
+    ) -> CreatedSchedule[_ReturnType]:
+        """Store a schedule that sends the task once, at `time`; naive means UTC.
+
+        :returns: the stored schedule.
+        """
+        return await self._schedule(source, {"time": time}, args, kwargs)
+
+    async def _schedule(
+        self,
+        source: ScheduleSource,
+        moment: dict[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> CreatedSchedule[_ReturnType]:
+        schedule_id = self.custom_schedule_id
+        if schedule_id is None:
+            schedule_id = self.broker.id_generator()
+        # A schedule has no message yet; no id is drawn for one.
+        draft = copy.copy(self).with_task_id(schedule_id)
+        message = draft._prepare_message(*args, **kwargs)  # noqa: SLF001 - a copy of self
+        scheduled = ScheduledTask(
+            task_name=message.task_name,
+            labels=message.labels,
+            args=message.args,
+            kwargs=message.kwargs,
+            task_id=self.custom_task_id,
+            schedule_id=schedule_id,
+            **moment,
+        )
+        await source.add_schedule(scheduled)
+        return CreatedSchedule(self, source, scheduled)
+
+    @classmethod
+    def _prepare_arg(cls, arg: Any) -> Any:
+        """Turn a model or a dataclass into plain data; anything else stays."""
+        if type(arg) in _PLAIN_TYPES:
+            return arg
+        if isinstance(arg, BaseModel):
+            arg = arg.model_dump(mode="json")
+        if dataclasses.is_dataclass(arg):
+            if isinstance(arg, type):
+                raise ValueError(
+                    f"Cannot serialize types. The {arg} is not serializable."
+                )
+            return dataclasses.asdict(arg)
+        return arg
+
+    def _prepare_message(self, *args: Any, **kwargs: Any) -> TaskiqMessage:
+        """Build the message of one sending."""
+        labels: dict[str, str] = {}
+        labels_types: dict[str, int] = {}
+        for name, value in self.labels.items():
+            if name not in _LOCAL_LABELS:
+                labels[name], labels_types[name] = prepare_label(value)
+        task_id = self.custom_task_id
+        if task_id is None:
+            task_id = self.broker.id_generator()
+        prepare = self._prepare_arg
+        return TaskiqMessage(
+            task_id=task_id,
+            task_name=self.task_name,
+            labels=labels,
+            labels_types=labels_types,
+            args=[prepare(arg) for arg in args],
+            kwargs={name: prepare(value) for name, value in kwargs.items()},
+        )

@@ -1,0 +1,344 @@
+"""Running batches: from a placed message to its settled outcome.
+
+The decisions are the :class:`~taskiq.receiver.batcher.Batcher`'s; here is the waiting
+and the I/O around them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from taskiq.batch import BatchInfo, FlushReason
+from taskiq.context import BatchContext
+from taskiq.hooks import run_hooks
+from taskiq.outcome import Failed, outcomes_of_return
+from taskiq.receiver.batcher import Batch, Batcher, BatcherStatistics, BatchState
+from taskiq.receiver.capacity import ShortBatchWatch
+from taskiq.receiver.execution import Call
+from taskiq.receiver.running import RunningTasks, Slots
+from taskiq.receiver.settlement import result_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from taskiq.abc.broker import AsyncBroker
+    from taskiq.outcome import Outcome
+    from taskiq.receiver.delivery import Delivery
+    from taskiq.receiver.execution import Execution
+    from taskiq.receiver.grouping import Placement
+    from taskiq.receiver.settlement import Settlement
+    from taskiq.result import TaskiqResult
+
+logger = logging.getLogger("taskiq.receiver.receiver")
+
+#: Messages of one batch that are settled at the same time.
+SETTLED_AT_ONCE = 32
+
+
+class Member:
+    """One message of a batch.
+
+    :ivar delivery: the message.
+    :ivar placement: its item and what it shares with its group.
+    :ivar slots: the capacity it holds until it is admitted.
+    :ivar settled: resolved when it is settled, where somebody waits for that.
+    """
+
+    __slots__ = ("delivery", "placement", "settled", "slots")
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        placement: Placement,
+        slots: Slots | None,
+        settled: asyncio.Future[None] | None = None,
+    ) -> None:
+        self.delivery = delivery
+        self.placement = placement
+        self.slots = slots
+        self.settled = settled
+
+    def admitted(self) -> None:
+        """Give the delivery slot back: a buffered message is no delivery any more."""
+        if self.slots is not None:
+            self.slots.release_delivery()
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether whoever waited for it was cancelled: it gets no result, no ack."""
+        return self.settled is not None and self.settled.cancelled()
+
+
+class Batching:
+    """Gathers members, calls their function, settles each.
+
+    :param running: where the asyncio tasks of the calls are kept.
+    :param executions: the semaphore a call takes one unit of; `None` for no limit.
+    :param is_starved: whether the broker was asked for more and gives nothing now;
+        `None` where no broker is listened to.
+    """
+
+    def __init__(
+        self,
+        broker: AsyncBroker,
+        execution: Execution,
+        settlement: Settlement,
+        running: RunningTasks,
+        executions: asyncio.Semaphore | None = None,
+        is_starved: Callable[[], bool] | None = None,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._broker = broker
+        self._execution = execution
+        self._settlement = settlement
+        self._running = running
+        self._executions = executions
+        self._is_starved = is_starved
+        self._watches: dict[str, ShortBatchWatch] = {}
+        self._batcher: Batcher[Member] = Batcher(
+            self.loop,
+            wake=self._wake,
+            admitted=Member.admitted,
+        )
+        # Waits for capacity while a batch is due; there is none when none is.
+        self._starter: asyncio.Task[None] | None = None
+
+    def add(self, member: Member) -> None:
+        """Take a message into the batch it belongs to, as soon as there is room."""
+        task = member.delivery.task
+        if task.plan is None:
+            raise TypeError(f"task {task.name} takes no batches")
+        self._batcher.offer(task, task.plan.config, member.placement.group, member)
+
+    async def add_and_wait(self, member: Member) -> None:
+        """Take a message in and return when it is settled.
+
+        Cancelling the wait gives the message up: it is taken out of its batch, or gets
+        no result and no ack if its call has started.
+        """
+        settled = member.settled = self.loop.create_future()
+        self.add(member)
+        try:
+            await settled
+        except asyncio.CancelledError:
+            settled.cancel()
+            self._batcher.withdraw(
+                member.delivery.task,
+                member.placement.group,
+                member,
+            )
+            raise
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no message is waiting, running or being settled."""
+        return self._batcher.is_empty
+
+    def statistics(self) -> BatcherStatistics:
+        """Count what is held now."""
+        return self._batcher.statistics()
+
+    def drain(self, reason: FlushReason) -> None:
+        """Flush every batch, and each later one as soon as it has a member."""
+        self._batcher.drain(reason)
+
+    def resume(self) -> None:
+        """End what `drain` began."""
+        self._batcher.resume()
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing is held. Flush or drain first, or time has to pass."""
+        while not self.is_idle:
+            tasks = self._running.tasks
+            if self._starter is not None:
+                tasks.add(self._starter)
+            await asyncio.wait(tasks)
+
+    def abandon(self) -> list[Member]:
+        """Let go of every message whose call has not started; none is acknowledged."""
+        if self._starter is not None:
+            self._starter.cancel()
+        abandoned = self._batcher.abandon()
+        for member in abandoned:
+            if member.slots is not None:
+                member.slots.release()
+            _tell_settled(member)
+        return abandoned
+
+    def _wake(self) -> None:
+        if self._starter is None and self._batcher.is_ready:
+            self._starter = self.loop.create_task(self._start_due())
+
+    async def _start_due(self) -> None:
+        """Start batches while one is due, each with an execution slot of its own."""
+        try:
+            while self._batcher.is_ready:
+                slots = Slots()
+                if self._executions is not None:
+                    await self._executions.acquire()
+                    slots.hold_execution(self._executions)
+                batch = self._batcher.take()
+                if batch is None:
+                    slots.release()
+                    continue
+                self._start(batch, slots)
+        finally:
+            self._starter = None
+
+    def _start(self, batch: Batch[Member], slots: Slots) -> None:
+        info = self._info(batch)
+        if self._is_starved is not None:
+            self._watch(info.task_name).started(
+                info,
+                batch.lane.config,
+                batch.opened_at,
+                was_starved=self._is_starved(),
+            )
+        self._running.start(self._run(batch, info, slots), slots, _Subject(info))
+
+    def _watch(self, task_name: str) -> ShortBatchWatch:
+        return self._watches.setdefault(task_name, ShortBatchWatch())
+
+    def _info(self, batch: Batch[Member]) -> BatchInfo:
+        first = batch.members[0].delivery
+        return BatchInfo(
+            batch_id=uuid4().hex,
+            task_name=first.task.name,
+            messages=tuple(member.delivery.message for member in batch.members),
+            flush_reason=batch.reason or FlushReason.MANUAL,
+            waited=self.loop.time() - batch.opened_at,
+        )
+
+    async def _run(self, batch: Batch[Member], info: BatchInfo, slots: Slots) -> None:
+        """Call the function once, give its slot back, settle each message."""
+        try:
+            try:
+                outcomes, seconds = await self._call(batch, info)
+            finally:
+                self._batcher.call_ended(batch)
+                slots.release_execution()
+            results = [
+                result_of(outcome, seconds, message)
+                for outcome, message in zip(outcomes, info.messages, strict=True)
+            ]
+            _log_batch(info, results, seconds)
+            await run_hooks(self._broker, "on_batch_end", _Subject(info), info, results)
+            await self._settle(batch, results)
+        finally:
+            # Whatever ended this early: nobody waits for these, nothing counts them.
+            for member in batch.members:
+                _tell_settled(member)
+            for _ in range(batch.unsettled):
+                self._batcher.member_settled(batch)
+            self._watch(info.task_name).settled(self.loop.time())
+
+    async def _call(
+        self,
+        batch: Batch[Member],
+        info: BatchInfo,
+    ) -> tuple[Sequence[Outcome], float]:
+        """Run the function, and say what became of each message.
+
+        :returns: an outcome for each member, in order, and the seconds of the call.
+        """
+        await run_hooks(self._broker, "on_batch_start", _Subject(info), info)
+        first = batch.members[0]
+        task, placement = first.delivery.task, first.placement
+        context = BatchContext(
+            info.messages,
+            self._broker,
+            [member.delivery.controller for member in batch.members],
+            info.batch_id,
+            info.flush_reason,
+        )
+        items = [member.placement.item for member in batch.members]
+        batch.move(BatchState.RUNNING)
+        outcome, seconds = await self._execution.run(
+            Call(
+                task=task,
+                target=task.function,
+                args=(items, *placement.rest.args),
+                kwargs=placement.rest.kwargs,
+                context=context,
+                timeout=placement.timeout,
+            ),
+        )
+        returned: Sequence[Outcome]
+        if isinstance(outcome, Failed):
+            returned = [outcome] * len(items)
+        else:
+            results = batch.lane.config.results
+            returned = outcomes_of_return(results, outcome.value, len(items), task.name)
+        decided = context.close()
+        outcomes = [own or other for own, other in zip(decided, returned, strict=True)]
+        return outcomes, seconds
+
+    async def _settle(
+        self,
+        batch: Batch[Member],
+        results: Sequence[TaskiqResult[Any]],
+    ) -> None:
+        """Settle the messages side by side, each independent of its neighbours."""
+        pairs = zip(batch.members, results, strict=True)
+        settlers = min(SETTLED_AT_ONCE, len(batch.members))
+        if settlers == 1:
+            await self._settle_each(batch, pairs)
+        else:
+            await asyncio.gather(
+                *(self._settle_each(batch, pairs) for _ in range(settlers)),
+            )
+
+    async def _settle_each(
+        self,
+        batch: Batch[Member],
+        pairs: Iterator[tuple[Member, TaskiqResult[Any]]],
+    ) -> None:
+        """Settle what is left of `pairs`, which is shared with other settlers."""
+        for member, result in pairs:
+            if not member.is_given_up:
+                await self._settlement.settle(member.delivery, result)
+            _tell_settled(member)
+            self._batcher.member_settled(batch)
+
+
+class _Subject:
+    """Names a batch in the log."""
+
+    __slots__ = ("_info",)
+
+    def __init__(self, info: BatchInfo) -> None:
+        self._info = info
+
+    def __str__(self) -> str:
+        ids = ", ".join(message.task_id for message in self._info.messages)
+        return f"batch {self._info.batch_id} of task {self._info.task_name} ({ids})"
+
+
+def _tell_settled(member: Member) -> None:
+    if member.settled is not None and not member.settled.done():
+        member.settled.set_result(None)
+
+
+def _log_batch(
+    info: BatchInfo,
+    results: Sequence[TaskiqResult[Any]],
+    seconds: float,
+) -> None:
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    logger.info(
+        "Batch %s of task %s: %d messages (%d failed), flushed by %s, "
+        "waited %.3f s, took %.3f s.",
+        info.batch_id,
+        info.task_name,
+        len(results),
+        sum(result.is_err for result in results),
+        info.flush_reason.value,
+        info.waited,
+        seconds,
+    )
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("Messages of %s.", _Subject(info))

@@ -1,0 +1,74 @@
+"""What a broker handed over: one message, and the right to settle it once."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taskiq.acks import AckController, AcknowledgeType
+    from taskiq.message import TaskiqMessage
+    from taskiq.receiver.prepared import PreparedTask
+
+logger = logging.getLogger("taskiq.receiver.receiver")
+
+
+def describe(message: TaskiqMessage) -> str:
+    """Name a message in the log and in errors."""
+    return f"task {message.task_name} with ID {message.task_id}"
+
+
+class Delivery:
+    """One message on its way through the receiver.
+
+    :ivar message: the message, as the last `pre_execute` hook left it.
+    :ivar task: the task it is for.
+    :ivar controller: acknowledges it.
+    :ivar ack_type: the moment it is acknowledged at.
+    """
+
+    __slots__ = ("ack_type", "controller", "message", "task")
+
+    def __init__(
+        self,
+        message: TaskiqMessage,
+        task: PreparedTask,
+        controller: AckController,
+        ack_type: AcknowledgeType,
+    ) -> None:
+        self.message = message
+        self.task = task
+        self.controller = controller
+        self.ack_type = ack_type
+
+    def is_acked_at(self, moment: AcknowledgeType) -> bool:
+        """Whether this is the moment to acknowledge it."""
+        return self.ack_type is moment and self.controller.is_ackable
+
+    async def ack(self) -> None:
+        """Acknowledge it. A broker that cannot be reached harms nobody else."""
+        try:
+            await self.controller.ack()
+        except Exception:
+            logger.exception("Cannot acknowledge %s.", self)
+
+    def __str__(self) -> str:
+        return describe(self.message)
+
+
+class Refused:
+    """A delivery nobody can run: acknowledged, so that it does not come again."""
+
+    __slots__ = ("controller",)
+
+    def __init__(self, controller: AckController) -> None:
+        self.controller = controller
+
+    async def ack(self) -> None:
+        """Acknowledge it, if its broker wants to know."""
+        if not self.controller.is_ackable:
+            return
+        try:
+            await self.controller.ack()
+        except Exception:
+            logger.exception("Cannot acknowledge a message that was dropped.")

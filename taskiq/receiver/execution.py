@@ -1,0 +1,251 @@
+"""Calling the task function: the only place that runs a user's code for a message."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import logging
+import sys
+import time
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from taskiq.callables import is_coroutine_function
+from taskiq.context import BatchContext, Context
+from taskiq.exceptions import NoResultError
+from taskiq.outcome import Failed, Outcome, Succeeded
+from taskiq.state import TaskiqState
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+
+    from taskiq_dependencies.ctx import AsyncResolveContext
+
+    from taskiq.abc.broker import AsyncBroker
+    from taskiq.receiver.prepared import PreparedTask
+
+logger = logging.getLogger("taskiq.receiver.receiver")
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a task function.
+
+    :ivar task: the task, prepared.
+    :ivar target: what is called; the task's function, or what stands in for it.
+    :ivar args: positional arguments.
+    :ivar kwargs: keyword arguments; they win over dependencies of the same name.
+    :ivar context: what the function is told about its messages.
+    :ivar timeout: seconds the function may take, or text of a number; `None` for no
+        limit. Dependencies are not limited.
+    """
+
+    task: PreparedTask
+    target: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    context: Context
+    timeout: Any
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the target gives a coroutine."""
+        if self.target is self.task.function:
+            return self.task.is_async
+        return is_coroutine_function(self.target)
+
+    @property
+    def label(self) -> str:
+        """Name the call in the log."""
+        if isinstance(self.context, BatchContext):
+            return f"batch {self.context.batch_id} of task {self.task.name}"
+        return f"task {self.task.name} with ID {self.context.message.task_id}"
+
+
+class Execution:
+    """Runs calls, each to an outcome: a failing function is an outcome, not a raise.
+
+    :param executor: runs sync functions; `None` is the loop's own pool.
+    :param propagate_exceptions: whether dependencies see the function's error.
+    """
+
+    def __init__(
+        self,
+        broker: AsyncBroker,
+        executor: Executor | None,
+        *,
+        propagate_exceptions: bool,
+    ) -> None:
+        self._broker = broker
+        self._executor = executor
+        self._is_process_pool = isinstance(executor, ProcessPoolExecutor)
+        self._propagate_exceptions = propagate_exceptions
+
+    async def run(self, call: Call) -> tuple[Outcome, float]:
+        """Resolve the dependencies of a call, make it, and close them.
+
+        :returns: what became of it, and the seconds it took without the closing.
+        :raises asyncio.CancelledError: when the worker cancelled the call.
+        """
+        started = time.perf_counter()
+        dependencies = self._open_dependencies(call)
+        cancels_before = _cancels()
+        outcome: Outcome
+        try:
+            value = await _guarded(self._resolve_and_call(call, dependencies))
+            outcome = Succeeded(value)
+        except GeneratorExit:
+            raise  # the loop is gone: there is nothing left to await with
+        except BaseException as exc:
+            if isinstance(exc, asyncio.CancelledError) and _is_own_cancellation(
+                exc,
+                cancels_before,
+            ):
+                await self._close_dependencies(call, dependencies, Failed(exc))
+                raise
+            outcome = Failed(exc)
+            _log_failure(call, exc)
+        seconds = time.perf_counter() - started
+        outcome = await self._close_dependencies(call, dependencies, outcome)
+        return outcome, seconds
+
+    def _open_dependencies(self, call: Call) -> AsyncResolveContext | None:
+        """Tell the world which message runs, and prepare to resolve for this one."""
+        broker = self._broker
+        shared = broker.custom_dependency_context
+        shared[Context] = call.context
+        shared[TaskiqState] = broker.state
+        graph = call.task.graph_for(broker.dependency_overrides)
+        if graph is None:
+            return None
+        # A copy: what is resolved later must not see another message's context.
+        own = shared.copy()
+        if isinstance(call.context, BatchContext):
+            own[BatchContext] = call.context
+        return graph.async_ctx(own)
+
+    async def _resolve_and_call(
+        self,
+        call: Call,
+        dependencies: AsyncResolveContext | None,
+    ) -> Any:
+        if dependencies is not None:
+            resolved = await dependencies.resolve_kwargs()
+            call.kwargs = {**resolved, **call.kwargs}
+        if call.timeout is None:
+            return await self._invoke(call)
+        seconds = float(call.timeout)
+        if not call.is_async:
+            logger.warning(
+                "Timeouts for sync tasks don't work in python well: %s goes on in "
+                "its thread or process after %s seconds.",
+                call.label,
+                seconds,
+            )
+        return await _limited(self._invoke(call), seconds)
+
+    async def _invoke(self, call: Call) -> Any:
+        if call.is_async:
+            return await call.target(*call.args, **call.kwargs)
+        returned = await self._in_pool(call)
+        # A sync wrapper around an async function gives a coroutine to be run here.
+        return await returned if inspect.isawaitable(returned) else returned
+
+    def _in_pool(self, call: Call) -> Awaitable[Any]:
+        function = functools.partial(call.target, *call.args, **call.kwargs)
+        if not self._is_process_pool:
+            function = functools.partial(contextvars.copy_context().run, function)
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._executor, function)
+
+    async def _close_dependencies(
+        self,
+        call: Call,
+        dependencies: AsyncResolveContext | None,
+        outcome: Outcome,
+    ) -> Outcome:
+        """Run what dependencies do at the end.
+
+        A teardown that fails after a success fails the call: work that was not
+        committed must not be reported as done.
+        """
+        if dependencies is None:
+            return outcome
+        error = outcome.error if isinstance(outcome, Failed) else None
+        seen = error if self._propagate_exceptions else None
+        try:
+            if seen is None:
+                await dependencies.close(None, None, None)
+            else:
+                await dependencies.close(type(seen), seen, seen.__traceback__)
+        except Exception as exc:
+            logger.exception("A dependency of %s failed at its end.", call.label)
+            return outcome if error is not None else Failed(exc)
+        return outcome
+
+
+def _log_failure(call: Call, error: BaseException) -> None:
+    if isinstance(error, NoResultError):
+        logger.warning("%s asked for no result: none is set.", call.label)
+    else:
+        logger.error(
+            "Exception found while executing %s: %s",
+            call.label,
+            error,
+            exc_info=error,
+        )
+
+
+if sys.version_info >= (3, 11):
+
+    async def _limited(invocation: Coroutine[Any, Any, Any], seconds: float) -> Any:
+        async with asyncio.timeout(seconds):
+            return await invocation
+
+    def _guarded(work: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
+        return work
+
+    def _cancels() -> int:
+        """Count the cancellations this asyncio task was asked for so far."""
+        task = asyncio.current_task()
+        return 0 if task is None else task.cancelling()
+
+    def _is_own_cancellation(error: BaseException, cancels_before: int) -> bool:
+        """Tell the worker's cancellation from one the function raised by itself."""
+        del error
+        return _cancels() > cancels_before
+
+else:
+
+    class _OwnCancellation(asyncio.CancelledError):
+        """The asyncio task that runs the call was cancelled, not the function."""
+
+    async def _limited(invocation: Coroutine[Any, Any, Any], seconds: float) -> Any:
+        try:
+            return await asyncio.wait_for(invocation, seconds)
+        except asyncio.TimeoutError as exc:
+            raise TimeoutError(*exc.args) from exc
+
+    async def _guarded(work: Coroutine[Any, Any, Any]) -> Any:
+        """Run `work` so that a cancellation of its caller can be told from its own.
+
+        Python 3.10 does not count cancellations, so it costs an asyncio task there.
+        """
+        inner = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait([inner])
+        except asyncio.CancelledError as exc:
+            inner.cancel()
+            await asyncio.wait([inner])
+            raise _OwnCancellation from exc
+        return inner.result()
+
+    def _cancels() -> int:
+        return 0
+
+    def _is_own_cancellation(error: BaseException, cancels_before: int) -> bool:
+        del cancels_before
+        return isinstance(error, _OwnCancellation)

@@ -1,0 +1,218 @@
+"""Which messages of a batch task may share a call, and with what arguments.
+
+The messages of one group have equal arguments beside their item, and an equal
+`timeout` label. Everything here is plain synchronous code over one message.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import BaseModel
+
+from taskiq.batch import item_type
+from taskiq.receiver.params_parser import cast_for
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable
+
+    from taskiq.batch import BatchConfig
+    from taskiq.message import TaskiqMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What a call is given beside its items.
+
+    :ivar args: positional arguments after the list of items.
+    :ivar kwargs: keyword arguments; dependencies are added by the call.
+    :ivar key: equal for equal arguments, whatever their types.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    key: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where one message belongs.
+
+    :ivar item: its own argument, cast to the element type of the list.
+    :ivar rest: its other arguments.
+    :ivar timeout: seconds its call may take, `None` for no limit.
+    """
+
+    item: Any
+    rest: Rest
+    timeout: float | None
+
+    @property
+    def group(self) -> Hashable:
+        """The key of the messages it may share a call with."""
+        return (self.rest.key, self.timeout)
+
+
+class BatchPlan:
+    """How the messages of one batch task are placed, worked out once per task.
+
+    :param config: the task's batch configuration.
+    :param signature: parameters of the function, the list of items first.
+    :param type_hints: resolved annotations by name.
+    :param dependencies: names of parameters that the worker fills in by itself.
+    """
+
+    __slots__ = (
+        "_casts",
+        "_dependencies",
+        "_item_alone",
+        "_item_cast",
+        "_required",
+        "_signature",
+        "config",
+    )
+
+    def __init__(
+        self,
+        config: BatchConfig,
+        signature: inspect.Signature,
+        type_hints: dict[str, Any],
+        dependencies: Iterable[str],
+    ) -> None:
+        self.config = config
+        self._signature = signature
+        self._dependencies = frozenset(dependencies)
+        items, *others = signature.parameters.values()
+        hints = {**type_hints, items.name: item_type(type_hints.get(items.name, Any))}
+        self._item_cast = cast_for(items.name, hints)
+        self._casts = {
+            parameter.name: cast
+            for parameter in others
+            if (cast := cast_for(parameter.name, hints)) is not None
+        }
+        self._required = [
+            parameter.name
+            for parameter in signature.parameters.values()
+            if parameter.default is inspect.Parameter.empty
+            and parameter.kind not in _VARIADIC
+            and parameter.name not in self._dependencies
+        ]
+        # The rest of a message that has its item and nothing else, where that is
+        # enough: such messages are placed without binding each.
+        self._item_alone: Rest | None = None
+        if self._required == [items.name]:
+            _, self._item_alone = self._bind((None,), {}, validate=False)
+
+    def place(self, message: TaskiqMessage, *, validate: bool) -> Placement:
+        """Say what one message brings to a call, and whom it may share it with.
+
+        :param validate: whether to cast its arguments.
+        :raises TypeError: when its arguments do not fit the function.
+        :raises ValueError: when one cannot be cast, or its timeout is no number.
+        """
+        rest = self._item_alone
+        if rest is not None and len(message.args) == 1 and not message.kwargs:
+            item = message.args[0]
+        else:
+            item, rest = self._bind(message.args, message.kwargs, validate=validate)
+        cast = self._item_cast
+        if validate and cast is not None and item.__class__ is not cast.exact_type:
+            item = cast(item)
+        timeout = message.labels.get("timeout")
+        return Placement(item, rest, None if timeout is None else float(timeout))
+
+    def _bind(
+        self,
+        args: Iterable[Any],
+        kwargs: dict[str, Any],
+        *,
+        validate: bool,
+    ) -> tuple[Any, Rest]:
+        """Bind arguments to the signature, so that every spelling is one group."""
+        bound = self._signature.bind_partial(*args, **kwargs)
+        given = bound.arguments
+        missing = [name for name in self._required if name not in given]
+        if missing:
+            raise TypeError(f"missing required arguments: {', '.join(missing)}")
+        if validate:
+            self._cast_rest(given)
+        left_out = self._dependencies - given.keys()
+        bound.apply_defaults()
+        for name in left_out:
+            bound.arguments.pop(name, None)
+        _, *others = bound.arguments.items()
+        key = tuple((name, freeze(value)) for name, value in others)
+        item, *rest = bound.args
+        return item, Rest(tuple(rest), bound.kwargs, key)
+
+    def _cast_rest(self, arguments: dict[str, Any]) -> None:
+        for name, value in arguments.items():
+            cast = self._casts.get(name)
+            if cast is None:
+                continue
+            kind = self._signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                arguments[name] = tuple(cast(each) for each in value)
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                arguments[name] = {key: cast(each) for key, each in value.items()}
+            else:
+                arguments[name] = cast(value)
+
+
+_VARIADIC: Final = (
+    inspect.Parameter.VAR_POSITIONAL,
+    inspect.Parameter.VAR_KEYWORD,
+)
+
+
+class _ByValue:
+    """Makes a value that cannot be hashed the key of a dict, equal by value."""
+
+    __slots__ = ("_hash", "_value")
+
+    def __init__(self, value: Any) -> None:
+        # Raises here, for its own message, if the value cannot be compared at all.
+        bool(value == value)  # noqa: PLR0124
+        self._value = value
+        self._hash = hash((value.__class__, _fields_key(value)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _ByValue)
+            and type(self._value) is type(other._value)
+            and bool(self._value == other._value)
+        )
+
+
+def _fields_key(value: Any) -> Hashable:
+    """Tell values apart cheaply where they are known to be compared by fields."""
+    if isinstance(value, BaseModel) and type(value).__eq__ is BaseModel.__eq__:
+        return freeze(value.__dict__)
+    return None
+
+
+def freeze(value: Any) -> Hashable:
+    """Make a hashable key that is equal for equal values of the same type.
+
+    `1`, `1.0` and `True` are equal to Python, but a function may tell them apart; and
+    a message must not be called with its neighbour's argument.
+    """
+    kind: type[Any] = type(value)
+    if kind is str:
+        return value  # type: ignore[no-any-return] # narrowed by its exact type
+    if kind is list or kind is tuple:
+        return (kind, tuple(freeze(each) for each in value))
+    if kind is dict:
+        return (kind, frozenset((freeze(k), freeze(v)) for k, v in value.items()))
+    if kind is set or kind is frozenset:
+        return (kind, frozenset(freeze(each) for each in value))
+    try:
+        hash(value)
+    except TypeError:
+        return _ByValue(value)
+    return (kind, value)

@@ -1,0 +1,166 @@
+"""Casting the arguments of a message to the types its function asks for."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, MutableMapping, MutableSequence
+
+    from taskiq.message import TaskiqMessage
+
+logger = logging.getLogger("taskiq.receiver.params_parser")
+
+#: A value of exactly this type is what its cast would give.
+_CAST_TO_THEMSELVES: Final = frozenset({bool, bytes, float, int, str})
+
+_POSITIONAL: Final = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
+
+
+class Cast:
+    """How the values of one parameter are cast: by pydantic, in lax mode.
+
+    The adapter is built at the first value, once; so is the failure to build it.
+    """
+
+    __slots__ = ("_annotation", "_error", "_validate", "exact_type", "name")
+
+    def __init__(self, name: str, annotation: Any) -> None:
+        self.name = name
+        self.exact_type = annotation if annotation in _CAST_TO_THEMSELVES else None
+        self._annotation = annotation
+        self._validate: Callable[[Any], Any] | None = None
+        self._error: Exception | None = None
+
+    def __call__(self, value: Any) -> Any:
+        """Give `value` as the parameter's type.
+
+        :raises pydantic.ValidationError: when it cannot be.
+        :raises RuntimeError: when pydantic can make nothing of the type.
+        """
+        if self._validate is None:
+            if self._error is not None:
+                raise self._error
+            self._validate = self._build()
+        return self._validate(value)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the annotation was found to be nothing pydantic can cast to."""
+        return self._error is not None
+
+    def _build(self) -> Callable[[Any], Any]:
+        try:
+            return _adapter(self._annotation).validator.validate_python
+        except PydanticUserError as exc:
+            self._error = exc
+            raise
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    """Build an adapter; a class pydantic knows nothing of is checked by instance."""
+    try:
+        return TypeAdapter(annotation)
+    except PydanticSchemaGenerationError:
+        config = ConfigDict(arbitrary_types_allowed=True)
+        return TypeAdapter(annotation, config=config)
+
+
+class ParameterCasts:
+    """The casts of one function's parameters, worked out once.
+
+    :param signature: the function's parameters.
+    :param type_hints: resolved annotations by name; a parameter without one stays raw.
+    """
+
+    __slots__ = ("_keyword", "_positional", "_variadic", "_variadic_index")
+
+    def __init__(
+        self,
+        signature: inspect.Signature,
+        type_hints: dict[str, Any],
+    ) -> None:
+        self._positional: list[tuple[int, Cast]] = []
+        self._variadic: Cast | None = None
+        self._variadic_index = 0
+        self._keyword: list[Cast] = []
+        for index, parameter in enumerate(signature.parameters.values()):
+            cast = cast_for(parameter.name, type_hints)
+            if cast is None:
+                continue
+            if parameter.kind in _POSITIONAL:
+                self._positional.append((index, cast))
+            elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                self._variadic, self._variadic_index = cast, index
+            elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                self._keyword.append(cast)
+
+    def apply(self, message: TaskiqMessage) -> None:
+        """Cast the arguments of `message` in place; what cannot be cast stays raw."""
+        args, kwargs = message.args, message.kwargs
+        given = len(args)
+        for index, cast in self._positional:
+            if index < given:
+                if args[index].__class__ is not cast.exact_type:
+                    _cast_in_place(cast, args, index, message)
+            elif cast.name in kwargs:
+                _cast_in_place(cast, kwargs, cast.name, message)
+        if self._variadic is not None:
+            for index in range(self._variadic_index, given):
+                _cast_in_place(self._variadic, args, index, message)
+        for cast in self._keyword:
+            if cast.name in kwargs:
+                _cast_in_place(cast, kwargs, cast.name, message)
+
+
+def cast_for(name: str, type_hints: dict[str, Any]) -> Cast | None:
+    """Give the cast of the parameter `name`, `None` when any value will do."""
+    annotation = type_hints.get(name, Any)
+    return None if annotation is Any else Cast(name, annotation)
+
+
+def parse_params(
+    signature: inspect.Signature | None,
+    type_hints: dict[str, Any],
+    message: TaskiqMessage,
+) -> None:
+    """Cast the arguments of `message` in place, by the hints of its function.
+
+    A value that cannot be cast stays as it is, with a warning; `None` is never cast.
+
+    :param signature: the function's parameters; `None` leaves the message alone.
+    :param type_hints: resolved annotations by name of parameter.
+    """
+    if signature is not None:
+        ParameterCasts(signature, type_hints).apply(message)
+
+
+def _cast_in_place(
+    cast: Cast,
+    values: MutableSequence[Any] | MutableMapping[str, Any],
+    key: Any,
+    message: TaskiqMessage,
+) -> None:
+    value = values[key]
+    if value is None or cast.is_broken:
+        return
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("Trying to parse %s of task %s", key, message.task_name)
+    try:
+        values[key] = cast(value)
+    except (ValueError, RuntimeError) as exc:
+        logger.warning(
+            "Can't parse argument %s for task %s. Reason: %s",
+            key,
+            message.task_name,
+            exc,
+            exc_info=True,
+        )

@@ -1,0 +1,152 @@
+"""Reading a broker: one delivery slot before each read, until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from taskiq.abc.broker import AsyncBroker
+    from taskiq.acks import AckableMessage
+
+logger = logging.getLogger("taskiq.receiver.receiver")
+
+
+class Prefetch:
+    """Reads messages from a broker and hands them over, each with a delivery slot.
+
+    :param slots: the semaphore of deliveries; one unit is acquired before each read,
+        and belongs to whoever the message is handed to.
+    :param hand_over: takes a message that was read.
+    :param most: how many messages to read at most, `None` for no limit.
+    :ivar lifecycle_error: the first error of stopping the broker's generator.
+    """
+
+    def __init__(
+        self,
+        broker: AsyncBroker,
+        slots: asyncio.Semaphore,
+        hand_over: Callable[[bytes | AckableMessage], object],
+        most: int | None,
+    ) -> None:
+        self._broker = broker
+        self._slots = slots
+        self._hand_over = hand_over
+        self._most = most
+        self._reader: asyncio.Task[Any] | None = None
+        # Whether the reader waits for something a stop may interrupt.
+        self._is_waiting = False
+        self._is_interrupted = False
+        # Whether the broker has been asked for a message and gave none yet.
+        self.is_reading = False
+        self.lifecycle_error: Exception | None = None
+
+    async def run(self, finish_event: asyncio.Event) -> None:
+        """Read until `finish_event` is set, the limit is met or the broker ends.
+
+        :raises Exception: what the broker raised instead of giving a message.
+        """
+        self._reader = asyncio.current_task()
+        watcher = asyncio.ensure_future(self._stop_on(finish_event))
+        try:
+            if not finish_event.is_set():
+                await self._read_all(finish_event)
+        finally:
+            watcher.cancel()
+            logger.info("Stopping prefetching messages...")
+
+    async def _stop_on(self, finish_event: asyncio.Event) -> None:
+        await finish_event.wait()
+        # One more turn of the loop: a message that arrived with the signal is on its
+        # way to the reader, and is not to be lost.
+        await asyncio.sleep(0)
+        if self._is_waiting and self._reader is not None:
+            self._is_interrupted = True
+            self._reader.cancel()
+
+    async def _read_all(self, finish_event: asyncio.Event) -> None:
+        messages = await _open(self._broker)
+        fetched = 0
+        try:
+            while not finish_event.is_set():
+                if self._most is not None and fetched >= self._most:
+                    logger.info("Max number of tasks executed: %d.", fetched)
+                    break
+                if not await self._read_one(messages):
+                    break
+                fetched += 1
+        finally:
+            await self._close(messages)
+
+    async def _read_one(self, messages: AsyncIterator[bytes | AckableMessage]) -> bool:
+        """Read one message and hand it over.
+
+        :returns: whether there was one.
+        """
+        holds_slot = False
+        self._is_waiting = True
+        try:
+            await self._slots.acquire()
+            holds_slot = True
+            self.is_reading = True
+            message = await messages.__anext__()
+        except StopAsyncIteration:
+            self._slots.release()
+            return False
+        except BaseException as exc:
+            if holds_slot:
+                self._slots.release()
+            if not self._is_answer_to_interruption(exc):
+                raise
+            return False
+        finally:
+            self._is_waiting = self.is_reading = False
+            if self._is_interrupted:
+                _forget_own_cancellation()
+        self._hand_over(message)
+        return True
+
+    def _is_answer_to_interruption(self, error: BaseException) -> bool:
+        """Whether `error` came of interrupting a read on purpose."""
+        if not self._is_interrupted:
+            return False
+        if isinstance(error, Exception):
+            self._record(error)
+            return True
+        return isinstance(error, asyncio.CancelledError)
+
+    async def _close(self, messages: AsyncIterator[Any]) -> None:
+        close = getattr(messages, "aclose", None)
+        if close is None:
+            return
+        try:
+            await close()
+        except Exception as exc:  # noqa: BLE001 - recorded, and raised in the end
+            self._record(exc)
+
+    def _record(self, error: Exception) -> None:
+        if self.lifecycle_error is None:
+            self.lifecycle_error = error
+        else:
+            logger.error("An additional lifecycle error was found.", exc_info=error)
+
+
+async def _open(broker: AsyncBroker) -> AsyncIterator[bytes | AckableMessage]:
+    """Start listening: to a generator, or to any other async iterable."""
+    listening: Any = broker.listen()
+    if inspect.isawaitable(listening):
+        listening = await listening
+    messages: AsyncIterator[bytes | AckableMessage] = listening.__aiter__()
+    return messages
+
+
+def _forget_own_cancellation() -> None:
+    """Tell asyncio that a cancellation asked for by us has been dealt with."""
+    task = asyncio.current_task()
+    if sys.version_info >= (3, 11) and task is not None:
+        task.uncancel()

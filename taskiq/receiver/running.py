@@ -1,0 +1,133 @@
+"""The asyncio tasks a receiver has started, and the capacity each of them holds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable
+
+logger = logging.getLogger("taskiq.receiver.receiver")
+
+#: Seconds a cancelled task has for its cleanup before it is left behind.
+CANCEL_GRACE = 5.0
+
+
+class Slots:
+    """Units of capacity held for one delivery; each is given back exactly once.
+
+    :param delivery: the semaphore of deliveries, from the moment one was acquired.
+    :param execution: the semaphore of executions, from the moment one was acquired.
+    """
+
+    __slots__ = ("_delivery", "_execution")
+
+    def __init__(
+        self,
+        delivery: asyncio.Semaphore | None = None,
+        execution: asyncio.Semaphore | None = None,
+    ) -> None:
+        self._delivery = delivery
+        self._execution = execution
+
+    def hold_execution(self, execution: asyncio.Semaphore) -> None:
+        """Hold one more unit, which the caller has acquired."""
+        self._execution = execution
+
+    def release_delivery(self) -> None:
+        """Let the broker be asked for one more message."""
+        if self._delivery is not None:
+            self._delivery.release()
+            self._delivery = None
+
+    def release_execution(self) -> None:
+        """Let one more call start."""
+        if self._execution is not None:
+            self._execution.release()
+            self._execution = None
+
+    def hand_on(self) -> Slots:
+        """Pass everything held to slots of another holder."""
+        others = Slots(self._delivery, self._execution)
+        self._delivery = self._execution = None
+        return others
+
+    def release(self) -> None:
+        """Give back whatever is still held."""
+        self.release_execution()
+        self.release_delivery()
+
+
+class RunningTasks:
+    """Strong references to started asyncio tasks, until each has ended."""
+
+    def __init__(self) -> None:
+        self._started: dict[asyncio.Task[Any], tuple[Slots, object]] = {}
+
+    def start(
+        self,
+        work: Coroutine[Any, Any, Any],
+        slots: Slots,
+        subject: object,
+    ) -> asyncio.Task[Any]:
+        """Run `work` as a task that holds `slots` until it ends.
+
+        :param subject: names the work in the log, by its `str`.
+        """
+        task = asyncio.get_running_loop().create_task(work)
+        self._started[task] = (slots, subject)
+        task.add_done_callback(self._ended)
+        return task
+
+    def slots_of_current_task(self) -> Slots | None:
+        """Give the slots the running task holds, if it was started here."""
+        task = asyncio.current_task()
+        started = None if task is None else self._started.get(task)
+        return None if started is None else started[0]
+
+    @property
+    def tasks(self) -> set[asyncio.Task[Any]]:
+        """The tasks that have not ended."""
+        return set(self._started)
+
+    def __len__(self) -> int:
+        return len(self._started)
+
+    async def cancel(self) -> None:
+        """Cancel what still runs and wait until it has cleaned up after itself."""
+        if not self._started:
+            return
+        for task, (_, subject) in self._started.items():
+            logger.error("Stopped before it was done, not acknowledged: %s.", subject)
+            task.cancel()
+        _, left = await asyncio.wait(self.tasks, timeout=CANCEL_GRACE)
+        for task in left:
+            logger.error("Does not end after its cancellation: %s.", task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        slots, subject = self._started.pop(task)
+        slots.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error(
+                "Left for redelivery by an unexpected error, not acknowledged: %s.",
+                subject,
+                exc_info=error,
+            )
+
+
+async def wait_for_all(
+    tasks: Iterable[asyncio.Task[Any]],
+    timeout: float | None,
+) -> bool:
+    """Wait for tasks without taking their errors.
+
+    :param timeout: seconds, `None` for no limit.
+    :returns: whether all of them ended in time.
+    """
+    waited_for = set(tasks)
+    if not waited_for:
+        return True
+    _, left = await asyncio.wait(waited_for, timeout=timeout)
+    return not left

@@ -1,0 +1,5 @@
+"""The outcome of a task."""
+
+from taskiq.result.result import TaskiqResult
+
+__all__ = ["TaskiqResult"]

@@ -1,0 +1,1 @@
+"""Scheduler: sends tasks at the moments their schedules name."""

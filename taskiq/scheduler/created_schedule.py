@@ -1,0 +1,50 @@
+"""Handle of a schedule that was stored in a source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from taskiq.abc.schedule_source import ScheduleSource
+    from taskiq.kicker import AsyncKicker
+    from taskiq.scheduler.scheduled_task import ScheduledTask
+    from taskiq.task import AsyncTaskiqTask
+
+_ReturnType = TypeVar("_ReturnType")
+
+
+class CreatedSchedule(Generic[_ReturnType]):
+    """A stored schedule: send its task at once, or remove it from its source.
+
+    :param kicker: sends the task; keeps the labels and ids it was given.
+    :param source: where the schedule is stored.
+    :param task: the schedule itself.
+    """
+
+    def __init__(
+        self,
+        kicker: AsyncKicker[Any, _ReturnType],
+        source: ScheduleSource,
+        task: ScheduledTask,
+    ) -> None:
+        self.kicker = kicker
+        self.source = source
+        self.task = task
+        self.schedule_id = task.schedule_id
+
+    async def kiq(self) -> AsyncTaskiqTask[_ReturnType]:
+        """Send the task now, with the arguments of the schedule."""
+        return await self.kicker.kiq(*self.task.args, **self.task.kwargs)
+
+    async def unschedule(self) -> None:
+        """Remove the schedule from its source."""
+        await self.source.delete_schedule(self.schedule_id)
+
+    def __str__(self) -> str:
+        task = self.task
+        return (
+            f"CreatedSchedule<id={self.schedule_id}, time={task.time}, "
+            f"interval={task.interval}, cron={task.cron}, "
+            f"cron_offset={task.cron_offset or 'UTC'}, task_name={task.task_name}, "
+            f"args={task.args}, kwargs={task.kwargs}>"
+        )

@@ -1,0 +1,548 @@
+"""Exceptions as data: what a result stores of an error, and the way back.
+
+`prepare_exception` turns an exception into something a coder such as `json` or
+`pickle` can dump, `exception_to_python` turns that into an exception again.
+"""
+
+import inspect
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import takewhile
+from typing import Any, Generic, Protocol, TypeGuard, TypeVar, cast, runtime_checkable
+
+import pydantic
+
+from taskiq.error import Error, restore_error
+from taskiq.exceptions import SecurityError
+
+DecodedType = TypeVar("DecodedType")
+EncodedType = TypeVar("EncodedType")
+_T = TypeVar("_T")
+
+UNWANTED_BASE_CLASSES = (Exception, BaseException, object)
+
+#: Importable as before, and always empty: each call keeps track of its own chain.
+SEEN_EXCEPTIONS_CACHE: set[int] = set()
+
+#: Most exceptions written of one chain. JSON parsers and pydantic give up on deeply
+#: nested data, so what is written must stay well below their limits.
+_MAX_LINKS_WRITTEN = 100
+#: Most exceptions read of one chain; beyond it is no honest writer.
+_MAX_LINKS_READ = 200
+
+_MISSING = object()
+
+
+@runtime_checkable
+class Coder(Protocol, Generic[DecodedType, EncodedType]):
+    """Anything that dumps and loads: the modules `json` and `pickle`, for example."""
+
+    def loads(self, s: EncodedType, /) -> DecodedType:
+        """Return the object that was dumped."""
+        ...
+
+    def dumps(self, obj: DecodedType, /) -> EncodedType:
+        """Return the object in a form that `loads` takes."""
+        ...
+
+
+class ExceptionRepr(pydantic.BaseModel):
+    """An exception as plain data: the shape of a stored error."""
+
+    model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+
+    exc_type: str
+    """Qualified name of the class."""
+    exc_message: tuple[Any, ...]
+    """`args` of the exception."""
+    exc_module: str | None
+    """Module of the class."""
+    exc_cause: "BaseException | ExceptionRepr | None" = pydantic.Field(
+        default=None,
+        union_mode="left_to_right",
+    )
+    """What it was raised from."""
+    exc_context: "BaseException | ExceptionRepr | None" = pydantic.Field(
+        default=None,
+        union_mode="left_to_right",
+    )
+    """What was being handled when it was raised."""
+    exc_suppress_context: bool = False
+    """Whether tracebacks leave the context out."""
+    exc_fields: dict[str, Any] | None = None
+    """Fields of a `taskiq.error.Error`. Dumped only where there are any, so other
+    errors keep the shape that taskiq 0.13.0 gives them."""
+
+    @pydantic.model_serializer(mode="wrap")
+    def _leave_out_missing_fields(
+        self,
+        handler: pydantic.SerializerFunctionWrapHandler,
+    ) -> dict[str, Any]:
+        dumped: dict[str, Any] = handler(self)
+        if self.exc_fields is None:
+            dumped.pop("exc_fields", None)
+        return dumped
+
+
+class _UnpickleableExceptionWrapper(Exception):  # noqa: N818 - name is in old pickles
+    """Stands in for an exception that cannot be pickled, and restores it."""
+
+    # Defaults on the class serve the pickles of taskiq 0.13.0, which lack these.
+    exc_qualname: str | None = None
+    exc_fields: dict[str, Any] | None = None
+    exc_cause: BaseException | None = None
+    exc_context: BaseException | None = None
+    exc_suppress_context: bool = False
+
+    def __init__(
+        self,
+        exc_module: str,
+        exc_cls_name: str,
+        exc_args: tuple[Any, ...],
+        text: str = "",
+    ) -> None:
+        super().__init__(exc_module, exc_cls_name, exc_args, text)
+        self.exc_module = exc_module
+        self.exc_cls_name = exc_cls_name
+        self.exc_args = exc_args
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def from_exception(
+        cls,
+        exc: BaseException,
+        coder: Coder[Any, Any],
+    ) -> "_UnpickleableExceptionWrapper":
+        """Return a wrapper of the exception and of what it was raised from."""
+        return _Preparation(coder).wrap(exc)
+
+    def restore(self) -> BaseException:
+        """Return the exception, as its own class where that is loaded."""
+        restored = self._restore_alone()
+        # Pickle drops `__cause__` and `__context__`; the attributes survive it.
+        _set_chain(
+            restored,
+            cause=_restored_link(self.__cause__, self.exc_cause),
+            context=_restored_link(self.__context__, self.exc_context),
+            suppress_context=self.__suppress_context__ or self.exc_suppress_context,
+        )
+        return restored
+
+    def _restore_alone(self) -> BaseException:
+        qualname = self.exc_qualname or self.exc_cls_name
+        found = _find_loaded(self.exc_module, qualname)
+        if _is_exception_class(found):
+            restored = _construct(found, self.exc_args, self.exc_fields)
+            if restored is not None:
+                return restored
+        return create_exception_cls(self.exc_cls_name, self.exc_module)(*self.exc_args)
+
+
+class _Preparation:
+    """One call of `prepare_exception`: which exceptions it is in, how many may follow.
+
+    A link is prepared once for each way that leads to it, and never tried out with
+    its chain attached, so the cost is linear in what is returned.
+    """
+
+    def __init__(self, coder: Coder[Any, Any]) -> None:
+        self._coder = coder
+        self._open: set[int] = set()
+        self._links_left = _MAX_LINKS_WRITTEN - 1
+
+    def prepare(self, exc: BaseException) -> BaseException | ExceptionRepr:
+        """Return what the coder can dump."""
+        self._open.add(id(exc))
+        carried = self._carried_by_coder(exc)
+        prepared = self._represent(exc) if carried is None else carried
+        self._open.remove(id(exc))
+        return prepared
+
+    def wrap(self, exc: BaseException) -> _UnpickleableExceptionWrapper:
+        """Return a wrapper of the exception, its chain prepared."""
+        self._open.add(id(exc))
+        return self._attach_chain(self._wrap_alone(exc), exc)
+
+    def _carried_by_coder(self, exc: BaseException) -> BaseException | None:
+        if self._coder is json:  # Has no exceptions: spare users' constructors the try.
+            return None
+        if _survives(exc, self._coder):
+            return exc
+        downgraded = find_pickleable_exception(exc, self._coder)
+        if downgraded is not None:
+            return downgraded
+        wrapper = self._wrap_alone(exc)
+        if _survives(wrapper, self._coder):
+            return self._attach_chain(wrapper, exc)
+        return None
+
+    def _represent(self, exc: BaseException) -> ExceptionRepr:
+        return ExceptionRepr(
+            exc_type=type(exc).__qualname__,
+            exc_message=ensure_serializable(exc.args, self._coder),
+            exc_module=type(exc).__module__,
+            exc_cause=self._prepare_link(exc.__cause__),
+            exc_context=(
+                None
+                if exc.__suppress_context__
+                else self._prepare_link(exc.__context__)
+            ),
+            exc_suppress_context=exc.__suppress_context__,
+            exc_fields=_serializable_fields(exc, self._coder),
+        )
+
+    def _wrap_alone(self, exc: BaseException) -> _UnpickleableExceptionWrapper:
+        wrapper = _UnpickleableExceptionWrapper(
+            type(exc).__module__,
+            type(exc).__name__,
+            ensure_serializable(exc.args, self._coder),
+            safe_repr(exc),
+        )
+        wrapper.exc_qualname = type(exc).__qualname__
+        wrapper.exc_fields = _serializable_fields(exc, self._coder)
+        return wrapper.with_traceback(exc.__traceback__)
+
+    def _attach_chain(
+        self,
+        wrapper: _UnpickleableExceptionWrapper,
+        exc: BaseException,
+    ) -> _UnpickleableExceptionWrapper:
+        cause = context = self._prepare_link(exc.__cause__)
+        # `raise ... from` in an except block makes one exception both.
+        if exc.__context__ is not exc.__cause__:
+            context = self._prepare_link(exc.__context__)
+        wrapper.exc_cause = None if isinstance(cause, ExceptionRepr) else cause
+        wrapper.exc_context = None if isinstance(context, ExceptionRepr) else context
+        wrapper.exc_suppress_context = exc.__suppress_context__
+        _set_chain(
+            wrapper,
+            cause=exc.__cause__ if isinstance(cause, ExceptionRepr) else cause,
+            context=exc.__context__ if isinstance(context, ExceptionRepr) else context,
+            suppress_context=exc.__suppress_context__,
+        )
+        return wrapper
+
+    def _prepare_link(
+        self,
+        link: BaseException | None,
+    ) -> BaseException | ExceptionRepr | None:
+        """Return what the coder can dump, `None` where a chain bites its tail."""
+        if link is None or id(link) in self._open or self._links_left == 0:
+            return None
+        self._links_left -= 1
+        if self._links_left == 0:
+            link = RuntimeError(f"chain cut after {_MAX_LINKS_WRITTEN - 1} exceptions")
+        return self.prepare(link)
+
+
+def safe_repr(obj: Any) -> str:
+    """Return the repr of any object, also of one whose repr raises."""
+    try:
+        return repr(obj)
+    except Exception:  # noqa: BLE001 - any object may come here
+        return _safe_str(obj)
+
+
+def _safe_str(obj: Any) -> str:
+    if isinstance(obj, str):
+        return obj
+    try:
+        return str(obj)
+    except Exception as error:  # noqa: BLE001 - any object may come here
+        stack = "\n".join(traceback.format_stack())
+        return f"<Unrepresentable {type(obj)!r}: {_bare_repr(error)} {stack!r}>"
+
+
+def _bare_repr(error: Exception) -> str:
+    return _attempt(partial(repr, error)) or object.__repr__(error)
+
+
+def subclass_exception(
+    name: str,
+    parent: type[Exception],
+    module: str,
+) -> type[Exception]:
+    """Return a new class of that name below the parent."""
+    return type(name, (parent,), {"__module__": module})
+
+
+def create_exception_cls(
+    name: str,
+    module: str,
+    parent: type[Exception] | None = None,
+) -> type[Exception]:
+    """Return a new exception class, below `Exception` if no parent is given."""
+    return subclass_exception(name, Exception if parent is None else parent, module)
+
+
+def ensure_serializable(
+    items: Iterable[DecodedType],
+    coder: Coder[DecodedType, Any],
+) -> tuple[DecodedType | str, ...]:
+    """Return the items, each that the coder cannot carry replaced by its repr."""
+    return tuple(item if _survives(item, coder) else safe_repr(item) for item in items)
+
+
+def find_pickleable_exception(
+    exc: BaseException,
+    coder: Coder[Any, Any],
+) -> BaseException | None:
+    """Return the exception as the nearest base class that the coder can carry."""
+    for cls in _itermro(type(exc), UNWANTED_BASE_CLASSES):
+        candidate = _attempt(partial(cls, *exc.args))
+        if candidate is not None and _survives(candidate, coder):
+            return candidate
+    return None
+
+
+def get_pickleable_exception(
+    exc: BaseException,
+    coder: Coder[Any, Any],
+) -> BaseException | None:
+    """Return the exception, its nearest base that the coder carries, or a wrapper."""
+    if _survives(exc, coder):
+        return exc
+    downgraded = find_pickleable_exception(exc, coder)
+    if downgraded is not None:
+        return downgraded
+    return _UnpickleableExceptionWrapper.from_exception(exc, coder)
+
+
+def get_pickled_exception(exc: BaseException) -> BaseException:
+    """Return what a wrapper stands for, any other exception as it is."""
+    return exc.restore() if isinstance(exc, _UnpickleableExceptionWrapper) else exc
+
+
+def _prepare_exception(
+    exc: BaseException,
+    coder: Coder[Any, Any],
+) -> BaseException | ExceptionRepr:
+    return _Preparation(coder).prepare(exc)
+
+
+@pydantic.validate_call(config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+def prepare_exception(
+    exc: BaseException,
+    coder: Coder[Any, Any],
+) -> BaseException | ExceptionRepr:
+    """Return the exception in a form that the coder can dump.
+
+    That is the exception itself, a base class instance or a wrapper if the coder
+    carries exceptions, else an `ExceptionRepr`. A chain of more than 100 exceptions
+    is cut, which its last link says.
+
+    Raises `pydantic.ValidationError` for arguments of other types.
+    """
+    return _prepare_exception(exc, coder)
+
+
+def exception_to_python(
+    exc: BaseException | ExceptionRepr | dict[str, Any] | None,
+) -> BaseException | None:
+    """Return the exception that `prepare_exception` was given.
+
+    Accepts its result, dumped or not. The class is looked up in what is loaded, never
+    imported; an unknown one becomes a new `Exception` subclass of that name. If the
+    class refuses its own `args`, a base class' constructor is used, and at last a
+    plain `Exception` that names class and arguments.
+
+    Raises `pydantic.ValidationError` for data of another shape, and `SecurityError`
+    for a type that is no exception or a chain of more than 200 exceptions.
+    """
+    if exc is None or isinstance(exc, BaseException):
+        return _to_python(exc)
+    _refuse_endless_chain(exc)
+    return _to_python(ExceptionRepr.model_validate(exc))
+
+
+def _refuse_endless_chain(exc: object) -> None:
+    # Before validation, which would follow the links recursively.
+    waiting, met = [exc], 0
+    while waiting:
+        node = waiting.pop()
+        met += 1
+        if met > _MAX_LINKS_READ:
+            raise SecurityError(
+                description=(
+                    f"Expected a chain of at most {_MAX_LINKS_READ} exceptions, "
+                    "got a longer one"
+                ),
+            )
+        links = _links_of(node)
+        waiting.extend(link for link in links if link is not None)
+
+
+def _links_of(node: object) -> tuple[object, object]:
+    if isinstance(node, ExceptionRepr):
+        return node.exc_cause, node.exc_context
+    if isinstance(node, dict):
+        data = cast("dict[str, object]", node)
+        return data.get("exc_cause"), data.get("exc_context")
+    return None, None
+
+
+def _to_python(exc: BaseException | ExceptionRepr | None) -> BaseException | None:
+    if isinstance(exc, ExceptionRepr):
+        return _from_repr(exc)
+    return None if exc is None else get_pickled_exception(exc)
+
+
+def _from_repr(exc: ExceptionRepr) -> BaseException:
+    cls = _exception_class(exc)
+    restored = _construct(cls, exc.exc_message, exc.exc_fields)
+    if restored is None:
+        restored = Exception(f"{cls}({exc.exc_message})")
+    _set_chain(
+        restored,
+        cause=_to_python(exc.exc_cause),
+        context=_to_python(exc.exc_context),
+        suppress_context=exc.exc_suppress_context,
+    )
+    return restored
+
+
+def _exception_class(exc: ExceptionRepr) -> type[BaseException]:
+    if exc.exc_module is None:
+        return _stand_in_class(exc.exc_type, __name__)
+    found = _find_loaded(exc.exc_module, exc.exc_type)
+    if found is _MISSING:
+        return _stand_in_class(exc.exc_type, exc.exc_module)
+    if _is_exception_class(found):
+        return found
+    raise SecurityError(
+        description=(
+            f"Expected an exception class, got {exc.exc_module}.{exc.exc_type} "
+            f"with payload {exc.exc_message}"
+        ),
+    )
+
+
+def _stand_in_class(name: str, module: str) -> type[Exception]:
+    try:
+        return create_exception_cls(name, module)
+    except ValueError as error:  # a NUL or a lone surrogate
+        raise SecurityError(
+            description=f"Expected the name of an exception class, got {name!r}",
+        ) from error
+
+
+def _find_loaded(module: str, qualname: str) -> object:
+    """Return what the name stands for, or `_MISSING`.
+
+    Looked up without running code: a module's `__getattr__` or a lazy module would
+    import what the sender of the data asks for.
+    """
+    found: object = sys.modules.get(module)
+    for name in qualname.split("."):
+        found = inspect.getattr_static(found, name, _MISSING)
+        if found is _MISSING:
+            break
+    return found
+
+
+def _is_exception_class(found: object) -> TypeGuard[type[BaseException]]:
+    return isinstance(found, type) and issubclass(found, BaseException)
+
+
+def _construct(
+    cls: type[BaseException],
+    args: tuple[Any, ...],
+    fields: dict[str, Any] | None,
+) -> BaseException | None:
+    """Return an instance made in the first way that works, `None` if none does."""
+    ways: list[Callable[[], BaseException | None]] = [partial(cls, *args)]
+    if issubclass(cls, Error):
+        ways.append(partial(restore_error, cls, args, fields or {}))
+    ways.extend(
+        partial(_construct_like, base, cls, args) for base in _base_constructors(cls)
+    )
+    made = (_attempt(way) for way in ways)
+    return next((each for each in made if isinstance(each, BaseException)), None)
+
+
+def _base_constructors(cls: type[BaseException]) -> Iterator[type[BaseException]]:
+    """Yield the base classes with a constructor, down to the first built-in one.
+
+    A built-in exception must not be made by a constructor further down: its own sets
+    up what `str()` reads.
+    """
+    for base in (each for each in cls.__mro__ if issubclass(each, BaseException)):
+        if base is not cls and "__init__" in vars(base):
+            yield base
+        if base.__module__ == "builtins":
+            return
+
+
+def _construct_like(
+    base: type[BaseException],
+    cls: type[BaseException],
+    args: tuple[Any, ...],
+) -> BaseException | None:
+    made = cls.__new__(cls, *args)
+    base.__init__(made, *args)
+    # Without its own constructor an exception may lack what these need, and an error
+    # that cannot be shown is worse than one of another class.
+    return made if _is_presentable(made) else None
+
+
+def _is_presentable(exc: BaseException) -> bool:
+    return None not in (_attempt(partial(str, exc)), _attempt(partial(repr, exc)))
+
+
+def _set_chain(
+    exc: BaseException,
+    *,
+    cause: BaseException | None,
+    context: BaseException | None,
+    suppress_context: bool,
+) -> None:
+    # Not by assignment, which a frozen dataclass refuses.
+    BaseException.__setattr__(exc, "__cause__", cause)
+    BaseException.__setattr__(exc, "__context__", context)
+    # Last: setting a cause sets it too.
+    BaseException.__setattr__(exc, "__suppress_context__", suppress_context)
+
+
+def _restored_link(
+    live: BaseException | None,
+    pickled: BaseException | None,
+) -> BaseException | None:
+    return _to_python(pickled if live is None else live)
+
+
+def _serializable_fields(
+    exc: BaseException,
+    coder: Coder[Any, Any],
+) -> dict[str, Any] | None:
+    fields = exc.as_kwargs() if isinstance(exc, Error) else None
+    if not fields:
+        return None
+    return dict(zip(fields, ensure_serializable(fields.values(), coder), strict=True))
+
+
+def _survives(obj: object, coder: Coder[Any, Any]) -> bool:
+    try:
+        coder.loads(coder.dumps(obj))
+    except Exception:  # noqa: BLE001 - coders and the objects' own hooks raise anything
+        return False
+    return True
+
+
+def _itermro(
+    cls: type[BaseException],
+    stop: Iterable[type[Any]],
+) -> Iterable[type[BaseException]]:
+    return takewhile(lambda base: base not in stop, cls.__mro__)
+
+
+def _attempt(action: Callable[[], _T]) -> _T | None:
+    try:
+        return action()
+    except Exception:  # noqa: BLE001 - runs constructors and coders of others
+        return None

@@ -1,0 +1,1 @@
+"""Compares this package with the released taskiq: `python -m tests.benchmarks`."""

@@ -1,0 +1,47 @@
+"""Settings of the whole test suite."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+
+def _nothing_may_be_skipped() -> bool:
+    """Continuous integration has all that the tests need, and says so with CI=true."""
+    return os.environ.get("CI", "").lower() not in {"", "0", "false"}
+
+
+def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure that keeps its reason; an expected failure stays."""
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+    report.outcome = "failed"
+    report.longrepr = f"{report.nodeid} was skipped, which CI forbids: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[
+    None, pytest.TestReport, pytest.TestReport
+]:
+    """Covers skips of one test: marks, fixtures, `pytest.skip` in the body."""
+    report = yield
+    if _nothing_may_be_skipped():
+        _fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[
+    None, pytest.CollectReport, pytest.CollectReport
+]:
+    """Covers skips of a whole module: `importorskip`, `allow_module_level`."""
+    report = yield
+    if _nothing_may_be_skipped():
+        _fail_if_skipped(report)
+    return report
