@@ -5,8 +5,9 @@ from __future__ import annotations
 import copyreg
 import sys
 from copy import deepcopy
+from functools import lru_cache
 from string import Formatter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from izulu import root
 
@@ -54,14 +55,16 @@ class Error(root.Error):
     # The checks are made here: in a fixed order, with names sorted, per instance.
     __toggles__ = root.Toggles.NONE
 
+    _taskiq_fields: ClassVar[dict[str, object]] = {}
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # izulu's own hook reads the template and the annotations when a class is
-        # made. Here both are read when an instance is, so a class value may be set
-        # later, and an annotation may name what is defined further down.
+        # Not izulu's own hook, which reads the template and the values on the class
+        # here: they are read when an instance is made and may be set until then.
         super(root.Error, cls).__init_subclass__(**kwargs)
+        cls._taskiq_fields = _declared_fields(cls)
 
     def __init__(self, **kwargs: object) -> None:
-        declared = self._collect_annotations()
+        declared = self._taskiq_fields
         self._check_arguments(declared, kwargs)
         for name, value in kwargs.items():
             setattr(self, name, value)
@@ -69,18 +72,18 @@ class Error(root.Error):
         if unannotated:
             names = self._format_fields(unannotated)
             raise ValueError(f"Fields must be annotated: {names}")
-        super().__init__(**{name: getattr(self, name) for name in declared})
+        super().__init__(**kwargs)
 
     def as_kwargs(self) -> dict[str, Any]:
         """Return the fields that are set on the instance, as they are now."""
         own = vars(self)
-        return {name: own[name] for name in self._collect_annotations() if name in own}
+        return {name: own[name] for name in self._taskiq_fields if name in own}
 
     def as_dict(self, *, wide: bool = False) -> dict[str, Any]:  # noqa: ARG002 - izulu's
         """Return all fields that have a value, on the instance or on the class."""
         return {
             name: getattr(self, name)
-            for name in self._collect_annotations()
+            for name in self._taskiq_fields
             if hasattr(self, name)
         }
 
@@ -105,7 +108,7 @@ class Error(root.Error):
     @classmethod
     def _collect_annotations(cls) -> dict[str, object]:
         """Return the declared fields and their annotations, base classes first."""
-        return _declared_fields(cls)
+        return dict(cls._taskiq_fields)
 
     @classmethod
     def _format_fields(cls, names: set[str]) -> str:
@@ -115,8 +118,7 @@ class Error(root.Error):
     @classmethod
     def _template_fields(cls, template: str) -> set[str]:
         """Return the fields a template uses: `{a.b}` and `{a[0]}` use `a`."""
-        used = (name for _, name, _, _ in Formatter().parse(template) if name)
-        return {name.partition(".")[0].partition("[")[0] for name in used}
+        return set(_used_fields(template))
 
     def _check_arguments(
         self,
@@ -153,8 +155,8 @@ def restore_error(
     Fields that the class no longer declares are left out. Raises `TypeError` if one
     that it requires is missing.
     """
-    known = {name: fields[name] for name in _declared_fields(cls) if name in fields}
-    error = cls(**known)
+    declared = _declared_fields(cls)
+    error = cls(**{name: fields[name] for name in declared if name in fields})
     error.args = args
     return error
 
@@ -162,6 +164,12 @@ def restore_error(
 def _declared_fields(cls: type[Error]) -> dict[str, object]:
     declared: dict[str, object] = {}
     for base in reversed(cls.__mro__):
-        if base is not root.Error:  # annotates its own settings
+        if base not in (root.Error, Error):  # these annotate their own settings
             declared.update(_own_annotations(base))
     return declared
+
+
+@lru_cache
+def _used_fields(template: str) -> frozenset[str]:
+    used = (name for _, name, _, _ in Formatter().parse(template) if name)
+    return frozenset(name.partition(".")[0].partition("[")[0] for name in used)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from taskiq.exceptions import TaskiqBatchResultError
 
@@ -46,7 +46,7 @@ def outcomes_of_return(
     if not isinstance(returned, list):
         actual = f"{type(returned).__name__}, which is no list"
     else:
-        entries = cast("list[Any]", returned)
+        entries: list[Any] = returned  # pyright: ignore[reportUnknownVariableType]
         if len(entries) == size:
             return [_outcome_of_entry(entry) for entry in entries]
         actual = f"a list of {len(entries)}"

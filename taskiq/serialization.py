@@ -126,10 +126,13 @@ class _UnpickleableExceptionWrapper(Exception):  # noqa: N818 - name is in old p
         """Return the exception, as its own class where that is loaded."""
         restored = self._restore_alone()
         # Pickle drops `__cause__` and `__context__`; the attributes survive it.
+        cause = self.exc_cause if self.__cause__ is None else self.__cause__
+        context = self.exc_context if self.__context__ is None else self.__context__
+        restored_cause = _to_python(cause)
         _set_chain(
             restored,
-            cause=_restored_link(self.__cause__, self.exc_cause),
-            context=_restored_link(self.__context__, self.exc_context),
+            cause=restored_cause,
+            context=restored_cause if context is cause else _to_python(context),
             suppress_context=self.__suppress_context__ or self.exc_suppress_context,
         )
         return restored
@@ -456,14 +459,23 @@ def _construct(
     fields: dict[str, Any] | None,
 ) -> BaseException | None:
     """Return an instance made in the first way that works, `None` if none does."""
-    ways: list[Callable[[], BaseException | None]] = [partial(cls, *args)]
+    for way in _ways_to_construct(cls, args, fields):
+        made = _attempt(way)
+        if isinstance(made, BaseException):
+            return made
+    return None
+
+
+def _ways_to_construct(
+    cls: type[BaseException],
+    args: tuple[Any, ...],
+    fields: dict[str, Any] | None,
+) -> Iterator[Callable[[], BaseException | None]]:
+    yield partial(cls, *args)
     if issubclass(cls, Error):
-        ways.append(partial(restore_error, cls, args, fields or {}))
-    ways.extend(
-        partial(_construct_like, base, cls, args) for base in _base_constructors(cls)
-    )
-    made = (_attempt(way) for way in ways)
-    return next((each for each in made if isinstance(each, BaseException)), None)
+        yield partial(restore_error, cls, args, fields or {})
+    for base in _base_constructors(cls):
+        yield partial(_construct_like, base, cls, args)
 
 
 def _base_constructors(cls: type[BaseException]) -> Iterator[type[BaseException]]:
@@ -507,13 +519,6 @@ def _set_chain(
     BaseException.__setattr__(exc, "__context__", context)
     # Last: setting a cause sets it too.
     BaseException.__setattr__(exc, "__suppress_context__", suppress_context)
-
-
-def _restored_link(
-    live: BaseException | None,
-    pickled: BaseException | None,
-) -> BaseException | None:
-    return _to_python(pickled if live is None else live)
 
 
 def _serializable_fields(

@@ -424,8 +424,8 @@ class AsyncBroker(ABC):
 
         :returns: the task.
         """
-        decorate: Any = self.task(task_name=task_name, **labels)
-        return decorate(func)
+        task: Any = self.task
+        return task(task_name=task_name, **labels)(func)
 
     def on_event(self, *events: TaskiqEvents) -> Callable[[EventHandler], EventHandler]:
         """Decorate a function that is called with the state on each of `events`."""

@@ -202,7 +202,7 @@ def freeze(value: Any) -> Hashable:
     `1`, `1.0` and `True` are equal to Python, but a function may tell them apart; and
     a message must not be called with its neighbour's argument.
     """
-    kind: type[Any] = type(value)
+    kind: type[Any] = value.__class__
     if kind is str:
         return value  # type: ignore[no-any-return] # narrowed by its exact type
     if kind is list or kind is tuple:

@@ -126,6 +126,8 @@ class Receiver:
         )
         self._batching: Batching | None = None
         self._prefetch: Prefetch | None = None
+        # Whether `listen` has started the broker: a restart must not do it again.
+        self.has_started_broker = False
         for name, task in broker.get_all_tasks().items():
             self._prepare_task(name, task.original_func)
 
@@ -432,6 +434,7 @@ class Receiver:
         """
         if self.run_startup:
             await self.broker.startup()
+            self.has_started_broker = True
         logger.info("Listening started.")
         log_batch_tasks(self.broker, self.sem_prefetch)
         queue: _Queue = asyncio.Queue()

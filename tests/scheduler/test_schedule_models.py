@@ -5,7 +5,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -118,6 +118,7 @@ def test_a_number_is_a_time_in_utc() -> None:
 whole_seconds = st.integers(1, 10**8).map(lambda value: timedelta(seconds=value))
 
 
+@settings(deadline=None)
 @given(
     interval=st.integers(1, 10**9) | whole_seconds,
     cron_offset=st.none()

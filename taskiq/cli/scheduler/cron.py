@@ -126,7 +126,7 @@ def cron_fires(cron_value: str, slot: datetime, offset: str | timedelta | None) 
     """
     if isinstance(offset, timedelta) or not offset or _runs_every_hour(cron_value):
         return cron_matches(cron_value, to_wall_time(slot, offset))
-    clock_times = _clock_times_due(slot, _zone(offset))
+    clock_times = _clock_times_due(slot, offset)
     return any(cron_matches(cron_value, clock_time) for clock_time in clock_times)
 
 
@@ -165,17 +165,18 @@ def slot_start(moment: datetime, offset: str | timedelta | None) -> datetime:
     return (moment + shift).replace(second=0, microsecond=0) - shift
 
 
-def _clock_times_due(slot: datetime, zone: tzinfo) -> tuple[datetime, ...]:
+@lru_cache(maxsize=256)
+def _clock_times_due(slot: datetime, zone_name: str) -> tuple[datetime, ...]:
     """List the times on the clock of a zone that fall due in a minute.
 
     One as a rule; none while the clock repeats an hour; two in the hour after it was
     put forward: the time it shows and the skipped one it would have shown.
     """
+    zone = _zone(zone_name)
     clock_time = slot.astimezone(zone)
     offset_before = _utc_offset(slot - timedelta(days=1), zone)
     change = _utc_offset(slot, zone) - offset_before
-    changed_just_now = change and _utc_offset(slot - abs(change), zone) == offset_before
-    if not changed_just_now:
+    if not change or _utc_offset(slot - abs(change), zone) != offset_before:
         return (clock_time,)
     if change < timedelta():
         return ()

@@ -1,0 +1,1 @@
+"""Working fakes shared by the tests: clocks, brokers, recorders."""

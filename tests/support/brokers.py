@@ -1,0 +1,71 @@
+"""Brokers for tests: they really carry messages, and tell what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from taskiq import AckableMessage, AsyncBroker, BrokerMessage, TaskiqMessage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from taskiq import AsyncTaskiqDecoratedTask
+
+
+class QueueBroker(AsyncBroker):
+    """Keeps what was sent in a queue and gives it out, acknowledgeable, in order.
+
+    :ivar acked: ids of acknowledged messages, one entry per acknowledgement.
+    :ivar delivered: ids of messages that `listen` gave out.
+    :ivar failing_acks: ids whose acknowledgement raises.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: asyncio.Queue[BrokerMessage | None] = asyncio.Queue()
+        self.acked: list[str] = []
+        self.delivered: list[str] = []
+        self.failing_acks: set[str] = set()
+        self.is_closed = False
+
+    async def kick(self, message: BrokerMessage) -> None:
+        self.queue.put_nowait(message)
+
+    def end(self) -> None:
+        """Let `listen` end by itself once everything before was given out."""
+        self.queue.put_nowait(None)
+
+    async def listen(self) -> AsyncGenerator[bytes | AckableMessage, None]:
+        try:
+            while (message := await self.queue.get()) is not None:
+                self.delivered.append(message.task_id)
+                yield self._ackable(message)
+        finally:
+            self.is_closed = True
+
+    def _ackable(self, message: BrokerMessage) -> AckableMessage:
+        async def ack() -> None:
+            if message.task_id in self.failing_acks:
+                raise ConnectionError(f"cannot ack {message.task_id}")
+            self.acked.append(message.task_id)
+
+        return AckableMessage(data=message.message, ack=ack)
+
+
+def message_bytes(
+    task: AsyncTaskiqDecoratedTask[..., Any],
+    *args: Any,
+    task_id: str = "id",
+    labels: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> bytes:
+    """Dump a message of `task` as a client would."""
+    message = TaskiqMessage(
+        task_id=task_id,
+        task_name=task.task_name,
+        labels=labels or {},
+        args=list(args),
+        kwargs=kwargs,
+    )
+    return task.broker.formatter.dumps(message).message

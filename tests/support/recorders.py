@@ -1,0 +1,92 @@
+"""Result backends and middlewares that write down what happened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from taskiq import AsyncResultBackend, TaskiqMessage, TaskiqMiddleware, TaskiqResult
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from taskiq.batch import BatchInfo
+
+
+class RecordingBackend(AsyncResultBackend[Any]):
+    """Keeps every result.
+
+    :ivar results: the last result of each id.
+    :ivar saved: ids in the order they were saved, one entry per saving.
+    :ivar failing: ids whose saving raises.
+    """
+
+    def __init__(self) -> None:
+        self.results: dict[str, TaskiqResult[Any]] = {}
+        self.saved: list[str] = []
+        self.failing: set[str] = set()
+
+    async def set_result(self, task_id: str, result: TaskiqResult[Any]) -> None:
+        if task_id in self.failing:
+            raise ConnectionError(f"cannot save {task_id}")
+        self.results[task_id] = result
+        self.saved.append(task_id)
+
+    async def is_result_ready(self, task_id: str) -> bool:
+        return task_id in self.results
+
+    async def get_result(
+        self,
+        task_id: str,
+        with_logs: bool = False,
+    ) -> TaskiqResult[Any]:
+        return self.results[task_id]
+
+
+class RecordingMiddleware(TaskiqMiddleware):
+    """Writes down every worker-side hook as ``(hook, task id)``.
+
+    :param name: put before the name of each hook, to tell middlewares apart.
+    :param events: where to write; give the same list to several recorders.
+    """
+
+    def __init__(
+        self,
+        name: str = "",
+        events: list[tuple[str, str]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.events: list[tuple[str, str]] = [] if events is None else events
+        self.batches: list[BatchInfo] = []
+
+    def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        self.events.append((f"{self.name}pre_execute", message.task_id))
+        return message
+
+    async def on_error(
+        self,
+        message: TaskiqMessage,
+        result: TaskiqResult[Any],
+        exception: BaseException,
+    ) -> None:
+        self.events.append((f"{self.name}on_error", message.task_id))
+
+    def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        self.events.append((f"{self.name}post_execute", message.task_id))
+
+    async def post_save(
+        self,
+        message: TaskiqMessage,
+        result: TaskiqResult[Any],
+    ) -> None:
+        self.events.append((f"{self.name}post_save", message.task_id))
+
+    def on_batch_start(self, batch: BatchInfo) -> None:
+        self.batches.append(batch)
+
+    async def on_batch_end(
+        self,
+        batch: BatchInfo,
+        results: Sequence[TaskiqResult[Any]],
+    ) -> None:
+        assert len(batch.messages) == len(results)
