@@ -11,7 +11,16 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import takewhile
-from typing import Any, Generic, Protocol, TypeGuard, TypeVar, cast, runtime_checkable
+from typing import (
+    Any,
+    Generic,
+    Protocol,
+    TypeAlias,
+    TypeGuard,
+    TypeVar,
+    cast,
+    runtime_checkable,
+)
 
 import pydantic
 
@@ -87,6 +96,9 @@ class ExceptionRepr(pydantic.BaseModel):
         return dumped
 
 
+_Link: TypeAlias = BaseException | ExceptionRepr | None
+
+
 class _UnpickleableExceptionWrapper(Exception):  # noqa: N818 - name is in old pickles
     """Stands in for an exception that cannot be pickled, and restores it."""
 
@@ -128,11 +140,10 @@ class _UnpickleableExceptionWrapper(Exception):  # noqa: N818 - name is in old p
         # Pickle drops `__cause__` and `__context__`; the attributes survive it.
         cause = self.exc_cause if self.__cause__ is None else self.__cause__
         context = self.exc_context if self.__context__ is None else self.__context__
-        restored_cause = _to_python(cause)
         _set_chain(
             restored,
-            cause=restored_cause,
-            context=restored_cause if context is cause else _to_python(context),
+            cause=_to_python(cause),
+            context=_to_python(context),
             suppress_context=self.__suppress_context__ or self.exc_suppress_context,
         )
         return restored
@@ -186,16 +197,13 @@ class _Preparation:
         return None
 
     def _represent(self, exc: BaseException) -> ExceptionRepr:
+        cause, context = self._prepare_chain(exc)
         return ExceptionRepr(
             exc_type=type(exc).__qualname__,
             exc_message=ensure_serializable(exc.args, self._coder),
             exc_module=type(exc).__module__,
-            exc_cause=self._prepare_link(exc.__cause__),
-            exc_context=(
-                None
-                if exc.__suppress_context__
-                else self._prepare_link(exc.__context__)
-            ),
+            exc_cause=cause,
+            exc_context=context,
             exc_suppress_context=exc.__suppress_context__,
             exc_fields=_serializable_fields(exc, self._coder),
         )
@@ -216,10 +224,7 @@ class _Preparation:
         wrapper: _UnpickleableExceptionWrapper,
         exc: BaseException,
     ) -> _UnpickleableExceptionWrapper:
-        cause = context = self._prepare_link(exc.__cause__)
-        # `raise ... from` in an except block makes one exception both.
-        if exc.__context__ is not exc.__cause__:
-            context = self._prepare_link(exc.__context__)
+        cause, context = self._prepare_chain(exc)
         wrapper.exc_cause = None if isinstance(cause, ExceptionRepr) else cause
         wrapper.exc_context = None if isinstance(context, ExceptionRepr) else context
         wrapper.exc_suppress_context = exc.__suppress_context__
@@ -231,10 +236,11 @@ class _Preparation:
         )
         return wrapper
 
-    def _prepare_link(
-        self,
-        link: BaseException | None,
-    ) -> BaseException | ExceptionRepr | None:
+    def _prepare_chain(self, exc: BaseException) -> tuple[_Link, _Link]:
+        context = None if exc.__suppress_context__ else exc.__context__
+        return self._prepare_link(exc.__cause__), self._prepare_link(context)
+
+    def _prepare_link(self, link: BaseException | None) -> _Link:
         """Return what the coder can dump, `None` where a chain bites its tail."""
         if link is None or id(link) in self._open or self._links_left == 0:
             return None
@@ -390,7 +396,7 @@ def _links_of(node: object) -> tuple[object, object]:
     return None, None
 
 
-def _to_python(exc: BaseException | ExceptionRepr | None) -> BaseException | None:
+def _to_python(exc: _Link) -> BaseException | None:
     if isinstance(exc, ExceptionRepr):
         return _from_repr(exc)
     return None if exc is None else get_pickled_exception(exc)

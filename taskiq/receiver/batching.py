@@ -18,7 +18,7 @@ from taskiq.outcome import Failed, outcomes_of_return
 from taskiq.receiver.batcher import Batch, Batcher, BatcherStatistics, BatchState
 from taskiq.receiver.capacity import ShortBatchWatch
 from taskiq.receiver.execution import Call
-from taskiq.receiver.running import RunningTasks, Slots
+from taskiq.receiver.running import RunningTasks, Slots, wait_for_all
 from taskiq.receiver.settlement import result_of
 
 if TYPE_CHECKING:
@@ -197,7 +197,8 @@ class Batching:
                 batch.opened_at,
                 was_starved=self._is_starved(),
             )
-        self._running.start(self._run(batch, info, slots), slots, _Subject(info))
+        work = self._run(batch, info, slots)
+        self._running.start(self.loop, work, slots, _Subject(info))
 
     def _watch(self, task_name: str) -> ShortBatchWatch:
         return self._watches.setdefault(task_name, ShortBatchWatch())
@@ -283,13 +284,28 @@ class Batching:
     ) -> None:
         """Settle the messages side by side, each independent of its neighbours."""
         pairs = zip(batch.members, results, strict=True)
-        settlers = min(SETTLED_AT_ONCE, len(batch.members))
-        if settlers == 1:
-            await self._settle_each(batch, pairs)
-        else:
-            await asyncio.gather(
-                *(self._settle_each(batch, pairs) for _ in range(settlers)),
+        others: list[asyncio.Task[None]] = []
+
+        def share() -> None:
+            helpers = min(SETTLED_AT_ONCE, len(results)) - 1
+            others.extend(
+                self.loop.create_task(self._settle_each(batch, pairs))
+                for _ in range(helpers)
             )
+
+        # Others help only once settling has to wait for something: where it never
+        # does, as with results in memory, this coroutine settles all by itself.
+        call_for_help = self.loop.call_soon(share)
+        try:
+            await self._settle_each(batch, pairs)
+            call_for_help.cancel()
+            await wait_for_all(others, None)
+        except asyncio.CancelledError:
+            call_for_help.cancel()
+            for other in others:
+                other.cancel()
+            await wait_for_all(others, None)
+            raise
 
     async def _settle_each(
         self,

@@ -41,16 +41,9 @@ class Delivery:
         self.controller = controller
         self.ack_type = ack_type
 
-    def is_acked_at(self, moment: AcknowledgeType) -> bool:
-        """Whether this is the moment to acknowledge it."""
-        return self.ack_type is moment and self.controller.is_ackable
-
     async def ack(self) -> None:
-        """Acknowledge it. A broker that cannot be reached harms nobody else."""
-        try:
-            await self.controller.ack()
-        except Exception:
-            logger.exception("Cannot acknowledge %s.", self)
+        """Acknowledge it, if its broker wants to know, whatever comes of it."""
+        await acknowledge(self.controller, self)
 
     def __str__(self) -> str:
         return describe(self.message)
@@ -65,10 +58,21 @@ class Refused:
         self.controller = controller
 
     async def ack(self) -> None:
-        """Acknowledge it, if its broker wants to know."""
-        if not self.controller.is_ackable:
-            return
-        try:
-            await self.controller.ack()
-        except Exception:
-            logger.exception("Cannot acknowledge a message that was dropped.")
+        """Acknowledge it, if its broker wants to know, whatever comes of it."""
+        await acknowledge(self.controller, self)
+
+    def __str__(self) -> str:
+        return "a message that nobody can run"
+
+
+async def acknowledge(controller: AckController, subject: object) -> None:
+    """Acknowledge a message. A broker that cannot be reached harms nobody else.
+
+    :param subject: names the message in the log, by its `str`.
+    """
+    if not controller.is_ackable:
+        return
+    try:
+        await controller.ack()
+    except Exception:
+        logger.exception("Cannot acknowledge %s.", subject)

@@ -92,18 +92,13 @@ class Execution:
         """
         started = time.perf_counter()
         dependencies = self._open_dependencies(call)
-        cancels_before = _cancels()
         outcome: Outcome
         try:
-            value = await _guarded(self._resolve_and_call(call, dependencies))
-            outcome = Succeeded(value)
+            outcome = Succeeded(await _guarded(self._work(call, dependencies)))
         except GeneratorExit:
             raise  # the loop is gone: there is nothing left to await with
         except BaseException as exc:
-            if isinstance(exc, asyncio.CancelledError) and _is_own_cancellation(
-                exc,
-                cancels_before,
-            ):
+            if isinstance(exc, asyncio.CancelledError) and _is_from_outside(exc):
                 await self._close_dependencies(call, dependencies, Failed(exc))
                 raise
             outcome = Failed(exc)
@@ -126,6 +121,17 @@ class Execution:
         if isinstance(call.context, BatchContext):
             own[BatchContext] = call.context
         return graph.async_ctx(own)
+
+    def _work(
+        self,
+        call: Call,
+        dependencies: AsyncResolveContext | None,
+    ) -> Coroutine[Any, Any, Any]:
+        """Give what a call comes down to: for most of them, the function itself."""
+        if dependencies is None and call.timeout is None and call.is_async:
+            coroutine: Coroutine[Any, Any, Any] = call.target(*call.args, **call.kwargs)
+            return coroutine
+        return self._resolve_and_call(call, dependencies)
 
     async def _resolve_and_call(
         self,
@@ -208,19 +214,15 @@ if sys.version_info >= (3, 11):
     def _guarded(work: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
         return work
 
-    def _cancels() -> int:
-        """Count the cancellations this asyncio task was asked for so far."""
-        task = asyncio.current_task()
-        return 0 if task is None else task.cancelling()
-
-    def _is_own_cancellation(error: BaseException, cancels_before: int) -> bool:
-        """Tell the worker's cancellation from one the function raised by itself."""
+    def _is_from_outside(error: asyncio.CancelledError) -> bool:
+        """Tell a cancellation of this asyncio task from one the function raised."""
         del error
-        return _cancels() > cancels_before
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
 
 else:
 
-    class _OwnCancellation(asyncio.CancelledError):
+    class _CancelledFromOutside(asyncio.CancelledError):
         """The asyncio task that runs the call was cancelled, not the function."""
 
     async def _limited(invocation: Coroutine[Any, Any, Any], seconds: float) -> Any:
@@ -240,12 +242,8 @@ else:
         except asyncio.CancelledError as exc:
             inner.cancel()
             await asyncio.wait([inner])
-            raise _OwnCancellation from exc
+            raise _CancelledFromOutside from exc
         return inner.result()
 
-    def _cancels() -> int:
-        return 0
-
-    def _is_own_cancellation(error: BaseException, cancels_before: int) -> bool:
-        del cancels_before
-        return isinstance(error, _OwnCancellation)
+    def _is_from_outside(error: asyncio.CancelledError) -> bool:
+        return isinstance(error, _CancelledFromOutside)

@@ -48,12 +48,13 @@ if sys.version_info < (3, 11):
 
 if TYPE_CHECKING:
     import inspect
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
     from concurrent.futures import Executor
 
     from taskiq_dependencies import DependencyGraph
 
     from taskiq.abc.broker import AsyncBroker
+    from taskiq.abc.middleware import TaskiqMiddleware
     from taskiq.message import TaskiqMessage
     from taskiq.receiver.grouping import Placement
     from taskiq.result import TaskiqResult
@@ -159,7 +160,7 @@ class Receiver:
             return self.callback(message=message)
         delivery = self._receive(message)
         if isinstance(delivery, Delivery) and delivery.task.plan is not None:
-            return self._buffer(delivery, Slots())
+            return self._buffer(delivery, Slots(), self.batching)
         return self._handle(delivery)
 
     def _receive(self, message: bytes | AckableMessage) -> Delivery | Refused:
@@ -174,8 +175,6 @@ class Receiver:
         except Exception:
             logger.warning("Cannot parse message: %r. Skipping.", data, exc_info=True)
             return Refused(controller)
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("Received message: %s", decoded)
         name = decoded.task_name
         task = self.broker.find_task(name)
         if task is None:
@@ -206,40 +205,37 @@ class Receiver:
         if isinstance(delivery, Refused):
             await delivery.ack()
             return
+        if logger.isEnabledFor(logging.INFO):
+            _log_start(delivery)
         error = await self._admit(delivery)
         if error is not None:
             await self._settlement.settle_failure(delivery, error)
         elif delivery.task.plan is not None:
             await self._run_in_batch(delivery)
         else:
-            await self._run_alone(delivery, raise_err=raise_err)
+            result = await self.run_task(
+                target=delivery.task.function,
+                message=delivery.message,
+                ack_controller=delivery.controller,
+            )
+            await self._settlement.settle(
+                delivery,
+                result,
+                is_error_told=True,
+                raise_err=raise_err,
+            )
 
     async def _admit(self, delivery: Delivery) -> Exception | None:
         """Run what comes before a task: hooks, and the ack of a received message.
 
         :returns: the error that keeps the message from being run, if there is one.
         """
-        error = await self._pre_execute(delivery)
+        hooks = hooks_of(self.broker).pre_execute
+        error = await _pre_execute(hooks, delivery) if hooks else None
         bad_label = self._resolve_ack_type(delivery)
-        if delivery.is_acked_at(AcknowledgeType.WHEN_RECEIVED):
+        if delivery.ack_type is AcknowledgeType.WHEN_RECEIVED:
             await delivery.ack()
         return error or bad_label
-
-    async def _pre_execute(self, delivery: Delivery) -> Exception | None:
-        for middleware in hooks_of(self.broker).pre_execute:
-            try:
-                message: Any = await maybe_awaitable(
-                    middleware.pre_execute(delivery.message),
-                )
-                if message is None:
-                    raise TypeError(  # noqa: TRY301 - becomes the message's error
-                        f"pre_execute of {type(middleware).__name__} returned None; "
-                        "it must return the message to execute",
-                    )
-            except Exception as exc:  # noqa: BLE001 - becomes the message's error
-                return exc
-            delivery.message = message
-        return None
 
     def _resolve_ack_type(self, delivery: Delivery) -> Exception | None:
         try:
@@ -262,17 +258,6 @@ class Receiver:
             raise ValueError(
                 f"Invalid ack_type label of {describe(message)}: {exc}",
             ) from exc
-
-    async def _run_alone(self, delivery: Delivery, *, raise_err: bool) -> None:
-        """Run the task of one message for it alone, and settle it."""
-        if logger.isEnabledFor(logging.INFO):
-            logger.info("Executing %s", delivery)
-        result = await self.run_task(
-            target=delivery.task.function,
-            message=delivery.message,
-            ack_controller=delivery.controller,
-        )
-        await self._settlement.settle_executed(delivery, result, raise_err=raise_err)
 
     async def run_task(
         self,
@@ -331,18 +316,28 @@ class Receiver:
         self,
         delivery: Delivery,
         slots: Slots,
+        batching: Batching,
     ) -> Coroutine[Any, Any, None] | None:
         """Let a message join its batch, at once where nothing has to be awaited.
 
         :returns: the work left to do before it can join, or instead of it.
         """
-        if hooks_of(self.broker).pre_execute or self._resolve_ack_type(delivery):
-            return self._admit_to_batch(delivery, slots)
-        if delivery.is_acked_at(AcknowledgeType.WHEN_RECEIVED):
-            return self._admit_to_batch(delivery, slots)
-        return self._join(delivery, slots)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("Received message: %s", delivery.message)
+        if (
+            hooks_of(self.broker).pre_execute
+            or self._resolve_ack_type(delivery) is not None
+            or delivery.ack_type is AcknowledgeType.WHEN_RECEIVED
+        ):
+            return self._admit_to_batch(delivery, slots, batching)
+        return self._join(delivery, slots, batching)
 
-    async def _admit_to_batch(self, delivery: Delivery, slots: Slots) -> None:
+    async def _admit_to_batch(
+        self,
+        delivery: Delivery,
+        slots: Slots,
+        batching: Batching,
+    ) -> None:
         """Let a message join its batch after what has to be awaited first."""
         error = await self._admit(delivery)
         if error is not None:
@@ -350,7 +345,7 @@ class Receiver:
             return
         # The batch holds the slot now, longer than the asyncio task that runs this.
         own = slots.hand_on()
-        failure = self._join(delivery, own)
+        failure = self._join(delivery, own, batching)
         if failure is not None:
             try:
                 await failure
@@ -361,12 +356,13 @@ class Receiver:
         self,
         delivery: Delivery,
         slots: Slots,
+        batching: Batching,
     ) -> Coroutine[Any, Any, None] | None:
         """Put a message into its batch, or say how it is settled if it fits in none."""
         placed = self._place(delivery)
         if isinstance(placed, Exception):
             return self._settlement.settle_failure(delivery, placed)
-        self.batching.add(Member(delivery, placed, slots))
+        batching.add(Member(delivery, placed, slots))
         return None
 
     def _place(self, delivery: Delivery) -> Placement | Exception:
@@ -476,7 +472,12 @@ class Receiver:
         self._prefetch = Prefetch(
             self.broker,
             self.sem_prefetch,
-            hand_over=functools.partial(self._hand_over, queue, self._has_own_callback),
+            hand_over=functools.partial(
+                self._hand_over,
+                queue,
+                self.batching,
+                self._has_own_callback,
+            ),
             most=self.max_tasks_to_execute or None,
         )
         try:
@@ -487,6 +488,7 @@ class Receiver:
     def _hand_over(
         self,
         queue: _Queue,
+        batching: Batching,
         is_for_callback: bool,
         message: bytes | AckableMessage,
     ) -> None:
@@ -499,12 +501,13 @@ class Receiver:
         if isinstance(delivery, Refused) or delivery.task.plan is None:
             queue.put_nowait(_Arrival(message, delivery, slots))
             return
-        left_to_do = self._buffer(delivery, slots)
+        left_to_do = self._buffer(delivery, slots, batching)
         if left_to_do is not None:
-            self._running.start(left_to_do, slots, delivery)
+            self._running.start(batching.loop, left_to_do, slots, delivery)
 
     async def runner(self, queue: _Queue) -> None:
         """Start what the prefetcher queued, each with an execution slot, in order."""
+        loop = asyncio.get_running_loop()
         while (arrival := await queue.get()) is not None:
             semaphore = self.sem
             if semaphore is not None:
@@ -515,13 +518,13 @@ class Receiver:
                     queue.put_nowait(arrival)
                     raise
                 arrival.slots.hold_execution(semaphore)
-            self._start(arrival)
+            self._start(arrival, loop)
             if semaphore is None:
                 # Without a limit the slot bounds only what waits to be started.
                 arrival.slots.release_delivery()
         logger.info("The runner is stopped.")
 
-    def _start(self, arrival: _Arrival) -> None:
+    def _start(self, arrival: _Arrival, loop: asyncio.AbstractEventLoop) -> None:
         """Start the callback of one message.
 
         :raises Exception: when it cannot be started; its slots are given back.
@@ -533,7 +536,8 @@ class Receiver:
                 if delivery is None
                 else self._handle(delivery)
             )
-            self._running.start(work, arrival.slots, delivery or "a message")
+            subject = "a message" if delivery is None else delivery
+            self._running.start(loop, work, arrival.slots, subject)
         except Exception:
             logger.warning(
                 "Discarding 1 prefetched delivery during Receiver cleanup.",
@@ -614,6 +618,35 @@ class Receiver:
         """Whether `callback` was replaced, by a subclass or on the instance."""
         function = getattr(self.callback, "__func__", None)
         return function is not Receiver.callback
+
+
+async def _pre_execute(
+    middlewares: Sequence[TaskiqMiddleware],
+    delivery: Delivery,
+) -> Exception | None:
+    """Run the hooks before a task; each may replace the message.
+
+    :returns: the error of the hook that failed, which becomes the message's.
+    """
+    for middleware in middlewares:
+        try:
+            message: Any = await maybe_awaitable(
+                middleware.pre_execute(delivery.message),
+            )
+        except Exception as exc:  # noqa: BLE001 - becomes the message's error
+            return exc
+        if message is None:
+            return TypeError(
+                f"pre_execute of {type(middleware).__name__} returned None; "
+                "it must return the message to execute",
+            )
+        delivery.message = message
+    return None
+
+
+def _log_start(delivery: Delivery) -> None:
+    logger.debug("Received message: %s", delivery.message)
+    logger.info("Executing %s", delivery)
 
 
 class _Arrival:

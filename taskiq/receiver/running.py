@@ -68,15 +68,17 @@ class RunningTasks:
 
     def start(
         self,
+        loop: asyncio.AbstractEventLoop,
         work: Coroutine[Any, Any, Any],
         slots: Slots,
         subject: object,
     ) -> asyncio.Task[Any]:
         """Run `work` as a task that holds `slots` until it ends.
 
+        :param loop: the running loop; asking for it costs a system call in places.
         :param subject: names the work in the log, by its `str`.
         """
-        task = asyncio.get_running_loop().create_task(work)
+        task = loop.create_task(work)
         self._started[task] = (slots, subject)
         task.add_done_callback(self._ended)
         return task

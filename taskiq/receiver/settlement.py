@@ -7,7 +7,7 @@ and id and changes nothing for another.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.acks import AcknowledgeType
 from taskiq.exceptions import NoResultError
@@ -33,15 +33,19 @@ def result_of(
 
     :param seconds: how long its call took.
     """
-    failed = isinstance(outcome, Failed)
+    error = outcome.error if isinstance(outcome, Failed) else None
     return TaskiqResult(
-        is_err=failed,
+        is_err=error is not None,
         log=None,
         return_value=None if isinstance(outcome, Failed) else outcome.value,
         execution_time=round(seconds, 2),
-        error=outcome.error if isinstance(outcome, Failed) else None,
+        error=error,
         labels=message.labels,
     )
+
+
+_WHEN_EXECUTED: Final = AcknowledgeType.WHEN_EXECUTED
+_WHEN_SAVED: Final = AcknowledgeType.WHEN_SAVED
 
 
 class Settlement:
@@ -53,31 +57,48 @@ class Settlement:
     async def settle_failure(self, delivery: Delivery, error: BaseException) -> None:
         """Settle a message that failed before its task could run."""
         logger.error("Cannot run %s: %s", delivery, error, exc_info=error)
-        result = result_of(Failed(error), 0, delivery.message)
-        await self.settle(delivery, result)
+        await self.settle(delivery, result_of(Failed(error), 0, delivery.message))
 
-    async def settle(self, delivery: Delivery, result: TaskiqResult[Any]) -> None:
-        """Settle a message whose error, if any, no hook has been told yet."""
-        if delivery.is_acked_at(AcknowledgeType.WHEN_EXECUTED):
-            await delivery.ack()
-        if result.error is not None:
-            await self.report_error(delivery.message, result)
-        await self.store(delivery, result)
-
-    async def settle_executed(
+    async def settle(
         self,
         delivery: Delivery,
         result: TaskiqResult[Any],
         *,
-        raise_err: bool,
+        is_error_told: bool = False,
+        raise_err: bool = False,
     ) -> None:
-        """Settle a message whose error hooks ran as part of its execution.
+        """Take a message from its outcome to its end, each step in its order.
 
-        :param raise_err: raise what storing the result raises.
+        :param is_error_told: whether the `on_error` hooks have run already.
+        :param raise_err: raise what saving or a `post_save` hook raises.
         """
-        if delivery.is_acked_at(AcknowledgeType.WHEN_EXECUTED):
+        broker, message = self._broker, delivery.message
+        hooks = hooks_of(broker)
+        if delivery.ack_type is _WHEN_EXECUTED:
             await delivery.ack()
-        await self.store(delivery, result, raise_err=raise_err)
+        if result.error is not None and not is_error_told:
+            await self.report_error(message, result)
+        if hooks.post_execute:
+            await run_hooks(broker, "post_execute", delivery, message, result)
+        if not isinstance(result.error, NoResultError):
+            try:
+                await broker.result_backend.set_result(message.task_id, result)
+            except Exception:
+                logger.exception("Cannot set the result of %s.", delivery)
+                if raise_err:
+                    raise
+                return  # unacknowledged if it had to be saved: the broker repeats it
+            if hooks.post_save:
+                await run_hooks(
+                    broker,
+                    "post_save",
+                    delivery,
+                    message,
+                    result,
+                    raise_err=raise_err,
+                )
+        if delivery.ack_type is _WHEN_SAVED:
+            await delivery.ack()
 
     async def report_error(
         self,
@@ -88,38 +109,3 @@ class Settlement:
         if hooks_of(self._broker).on_error:
             told = (message, result, result.error)
             await run_hooks(self._broker, "on_error", describe(message), *told)
-
-    async def store(
-        self,
-        delivery: Delivery,
-        result: TaskiqResult[Any],
-        *,
-        raise_err: bool = False,
-    ) -> None:
-        """Run `post_execute`, save the result, run `post_save`, acknowledge.
-
-        :param raise_err: raise what saving or a `post_save` hook raises.
-        """
-        message = delivery.message
-        hooks = hooks_of(self._broker)
-        told = (message, result)
-        if hooks.post_execute:
-            await run_hooks(self._broker, "post_execute", delivery, *told)
-        if not isinstance(result.error, NoResultError):
-            try:
-                await self._broker.result_backend.set_result(message.task_id, result)
-            except Exception:
-                logger.exception("Cannot set the result of %s.", delivery)
-                if raise_err:
-                    raise
-                return  # unacknowledged if it had to be saved: the broker repeats it
-            if hooks.post_save:
-                await run_hooks(
-                    self._broker,
-                    "post_save",
-                    delivery,
-                    *told,
-                    raise_err=raise_err,
-                )
-        if delivery.is_acked_at(AcknowledgeType.WHEN_SAVED):
-            await delivery.ack()

@@ -43,9 +43,9 @@ class TaskiqResult(pydantic.BaseModel, Generic[_ReturnType]):
     """Why the task failed."""
 
     @pydantic.field_serializer("error", when_used="unless-none")
-    def serialize_error(self, value: BaseException) -> Any:
+    def serialize_error(self, value: BaseException | None) -> Any:
         """Return the error as plain data, in Python mode too."""
-        return prepare_exception(value, json)
+        return None if value is None else prepare_exception(value, json)
 
     def raise_for_error(self) -> Self:
         """Raise the error if there is one, else return the result itself."""
@@ -64,4 +64,5 @@ class TaskiqResult(pydantic.BaseModel, Generic[_ReturnType]):
     def __setstate__(self, state: dict[Any, Any]) -> None:
         """Take the state over, the error as the exception it was."""
         super().__setstate__(state)
-        self.error = exception_to_python(self.error)
+        # Not by assignment, which would count as setting the field.
+        self.__dict__["error"] = exception_to_python(self.error)

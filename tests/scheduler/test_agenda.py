@@ -30,7 +30,7 @@ class Sheet:
 
     def __init__(self) -> None:
         self.complaints: list[str] = []
-        self.agenda = Agenda(lambda task, reason: self.complaints.append(reason))
+        self.agenda = Agenda(lambda _task, reason: self.complaints.append(reason))
 
     def ready(self, task: ScheduledTask, *seconds: float) -> list[float]:
         """Look at a schedule at some seconds after noon; list when it was ready."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import date, datetime, timedelta, timezone
 from itertools import pairwise
 
@@ -42,7 +43,7 @@ CHANGES = [
 def minutes_of(zone_name: str, day: date) -> Iterator[datetime]:
     """List the minutes, in UTC, of a day and the days around it."""
     zone = pytz.timezone(zone_name)
-    midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001 - localized next
+    midnight = datetime(day.year, day.month, day.day)
     start = zone.localize(midnight).astimezone(timezone.utc) - DAY
     return (start + number * MINUTE for number in range(3 * 24 * 60))
 
@@ -53,7 +54,7 @@ def sendings(
     minutes: Iterator[datetime],
 ) -> list[datetime]:
     """Run a schedule through minutes looked at one by one."""
-    agenda = Agenda(lambda task, reason: pytest.fail(reason))
+    agenda = Agenda(lambda _task, reason: pytest.fail(reason))
     task = schedule(cron=cron, cron_offset=offset)
     return [minute for minute in minutes if agenda.is_ready(task, minute)]
 
@@ -118,10 +119,10 @@ def test_an_unknown_zone_is_a_cron_value_error_whatever_its_text(zone: str) -> N
 @settings(deadline=None)
 @given(st.text(alphabet="0123456789*/-, ajnLW?", max_size=20))
 def test_no_cron_text_ends_in_another_error(cron: str) -> None:
-    try:
-        assert is_cron_task_now(cron, NOON) in {True, False}
-    except CronValueError as exc:
-        assert repr(cron) in str(exc)
+    with suppress(CronValueError):
+        is_cron_task_now(cron, NOON)
+    with suppress(CronValueError):
+        check_cron(cron, None)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_a_daily_slot_fires_once_a_day_on_a_shifted_clock(
     minute: int,
     pause: int,
 ) -> None:
-    agenda = Agenda(lambda task, reason: pytest.fail(reason))
+    agenda = Agenda(lambda _task, reason: pytest.fail(reason))
     task = schedule(cron=f"{minute} {hour} * * *", cron_offset=offset)
     slot = datetime(2024, 3, 10, hour, minute, tzinfo=timezone.utc) - offset
     now = slot - timedelta(minutes=2)

@@ -18,7 +18,7 @@ def test_log_levels_keep_their_order_and_values() -> None:
         ("ERROR", 40),
         ("CRITICAL", 50),
     ]
-    assert LogLevel.FATAL is LogLevel.CRITICAL
+    assert LogLevel["FATAL"] is LogLevel.CRITICAL
 
 
 def test_the_defaults_of_the_command_line_are_those_of_the_class() -> None:

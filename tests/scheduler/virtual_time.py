@@ -76,7 +76,7 @@ class World:
         return self.loop.run_until_complete(coroutine)
 
     def run_for(self, seconds: float, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run for some virtual seconds, then cancel."""
+        """Run for some virtual seconds, then cancel; an error before that is raised."""
 
         async def limited() -> None:
             job = asyncio.ensure_future(coroutine)
