@@ -58,8 +58,9 @@ class Error(root.Error):
     _taskiq_fields: ClassVar[dict[str, object]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # Not izulu's own hook, which reads the template and the values on the class
-        # here: they are read when an instance is made and may be set until then.
+        # Not izulu's own hook. It parses the template here, where a mistake in it would
+        # be an import error, and evaluates annotations, which from Python 3.14 on may
+        # name what is defined further down or imported for type checkers only.
         super(root.Error, cls).__init_subclass__(**kwargs)
         cls._taskiq_fields = _declared_fields(cls)
 
@@ -100,10 +101,16 @@ class Error(root.Error):
         return _new_object, (type(self), *self.args), self.__dict__
 
     def __copy__(self) -> Self:
-        return self._twin(self.args, self.__dict__)
+        twin = self._bare_twin()
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self._twin(deepcopy(self.args, memo), deepcopy(self.__dict__, memo))
+        twin = self._bare_twin()
+        memo[id(self)] = twin  # before the fields, which may refer to the error
+        twin.args = deepcopy(self.args, memo)
+        twin.__dict__.update(deepcopy(self.__dict__, memo))
+        return twin
 
     @classmethod
     def _collect_annotations(cls) -> dict[str, object]:
@@ -135,10 +142,9 @@ class Error(root.Error):
         if missing:
             raise TypeError(f"Missing arguments: {self._format_fields(missing)}")
 
-    def _twin(self, args: tuple[Any, ...], state: dict[str, Any]) -> Self:
-        """Return an instance of the same class that was raised from the same cause."""
-        twin = type(self).__new__(type(self), *args)
-        twin.__dict__.update(state)
+    def _bare_twin(self) -> Self:
+        """Return an instance without fields that was raised from the same cause."""
+        twin = type(self).__new__(type(self), *self.args)
         twin.__cause__ = self.__cause__
         twin.__context__ = self.__context__
         twin.__suppress_context__ = self.__suppress_context__

@@ -123,7 +123,7 @@ class TaskiqBatchConfigError(TaskiqError):
 
     __template__ = (
         "Cannot register batch task {task_name}: "
-        "{argument}={value!r} is not allowed, expected {allowed}"
+        "{argument}={value!r} is not allowed: {allowed}"
     )
 
     task_name: str

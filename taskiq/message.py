@@ -25,7 +25,9 @@ class TaskiqMessage(BaseModel):
 
         :raises ValueError: if a label does not fit its type or the type is unknown.
         """
-        for name, code in (self.labels_types or {}).items():
+        if not self.labels_types:
+            return
+        for name, code in self.labels_types.items():
             if name not in self.labels:
                 continue
             value = self.labels[name]

@@ -99,6 +99,17 @@ class ExceptionRepr(pydantic.BaseModel):
 _Link: TypeAlias = BaseException | ExceptionRepr | None
 
 
+def _args_or_text(exc: BaseException) -> tuple[Any, ...]:
+    """Give the args of an exception, or its text where it has nothing else to say.
+
+    An error of pydantic knows what was wrong with a value, but keeps it out of `args`.
+    """
+    if exc.args:
+        return exc.args
+    text = _safe_str(exc)
+    return (text,) if text else ()
+
+
 class _UnpickleableExceptionWrapper(Exception):  # noqa: N818 - name is in old pickles
     """Stands in for an exception that cannot be pickled, and restores it."""
 
@@ -200,7 +211,7 @@ class _Preparation:
         cause, context = self._prepare_chain(exc)
         return ExceptionRepr(
             exc_type=type(exc).__qualname__,
-            exc_message=ensure_serializable(exc.args, self._coder),
+            exc_message=ensure_serializable(_args_or_text(exc), self._coder),
             exc_module=type(exc).__module__,
             exc_cause=cause,
             exc_context=context,

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine
+    from collections.abc import Awaitable
 
 _T = TypeVar("_T")
 
 
-async def maybe_awaitable(
-    possible_coroutine: Coroutine[Any, Any, _T] | Awaitable[_T] | _T,
-) -> _T:
+@overload
+async def maybe_awaitable(possible_coroutine: Awaitable[_T]) -> _T: ...
+
+
+@overload
+async def maybe_awaitable(possible_coroutine: Awaitable[_T] | _T) -> _T: ...
+
+
+async def maybe_awaitable(possible_coroutine: Any) -> Any:
     """Return the value, or what awaiting it gives.
 
     Lets callers treat synchronous and asynchronous hooks alike. Errors of the

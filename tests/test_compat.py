@@ -36,7 +36,7 @@ def test_the_adapter_of_an_annotation_is_made_once() -> None:
 
 
 def test_a_dumped_model_can_be_serialized_and_validated_again() -> None:
-    event = Event(id=uuid.UUID(int=1), at=datetime(2020, 1, 1))  # noqa: DTZ001
+    event = Event(id=uuid.UUID(int=1), at=datetime(2020, 1, 1))
     serializer = JSONSerializer()
 
     data = serializer.loadb(serializer.dumpb(model_dump(event)))

@@ -111,13 +111,13 @@ def _module_names(paths: Iterable[Path], root: Path) -> set[str]:
             logger.warning("Cannot import %s: it is not below %s.", path, root)
             continue
         is_directory = path.is_dir()
-        name = module_name(path.relative_to(root), is_directory=is_directory)
+        name = dotted_name(path.relative_to(root), is_directory=is_directory)
         if name is not None:
             names.add(name)
     return names
 
 
-def module_name(path: Path, *, is_directory: bool) -> str | None:
+def dotted_name(path: Path, *, is_directory: bool) -> str | None:
     """Return the dotted name a path is imported by.
 
     :param path: relative to the directory imports start from.

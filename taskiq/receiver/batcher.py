@@ -127,7 +127,16 @@ class Batch(Generic[_Member]):
 class Lane(Generic[_Member]):
     """What is held for one task. A lane lives while it holds a member."""
 
-    __slots__ = ("buffered", "config", "due", "open", "owner", "running", "waiting")
+    __slots__ = (
+        "buffered",
+        "config",
+        "due",
+        "open",
+        "owner",
+        "running",
+        "settling",
+        "waiting",
+    )
 
     def __init__(self, owner: Hashable, config: BatchConfig) -> None:
         self.owner = owner
@@ -142,6 +151,8 @@ class Lane(Generic[_Member]):
         self.buffered = 0
         # Batches taken whose call has not ended: the number `concurrency` bounds.
         self.running = 0
+        # Members of calls that have ended: each gives its place back in a moment.
+        self.settling = 0
 
     @property
     def may_start(self) -> bool:
@@ -249,14 +260,17 @@ class Batcher(Generic[_Member]):
 
     def call_ended(self, batch: Batch[_Member]) -> None:
         """Give the batch's right to run back; its members are still being settled."""
-        batch.lane.running -= 1
-        if batch.lane.due:
+        lane = batch.lane
+        lane.running -= 1
+        lane.settling += batch.unsettled
+        if lane.due:
             self._wake()
 
     def member_settled(self, batch: Batch[_Member]) -> None:
         """Let one member of the batch go, and admit who waits for its place."""
         lane = batch.lane
         batch.unsettled -= 1
+        lane.settling -= 1
         if batch.unsettled == 0:
             batch.move(BatchState.SETTLED)
         self._let_go(lane)
@@ -276,8 +290,14 @@ class Batcher(Generic[_Member]):
         """End what `drain` began: batches wait for company again."""
         self._draining = None
 
-    def withdraw(self, owner: Hashable, group: Hashable, member: _Member) -> bool:
-        """Take a member out again.
+    def withdraw(
+        self,
+        owner: Hashable,
+        group: Hashable,
+        member: _Member,
+        weight: float = 0.0,
+    ) -> bool:
+        """Take a member out again; the arguments are those it was offered with.
 
         :returns: whether it was still waiting; a sealed batch keeps its members.
         """
@@ -285,11 +305,12 @@ class Batcher(Generic[_Member]):
         if lane is None:
             return False
         for each in lane.waiting:
-            if each[1] is member:
+            if each[1] == member:
                 lane.waiting.remove(each)
                 return True
         for batch in _open_batches(lane):
             if batch.group == group and member in batch.members:
+                batch.weight -= weight
                 self._remove(batch, member)
                 return True
         return False
@@ -440,8 +461,12 @@ class Batcher(Generic[_Member]):
             self._wake()
 
     def _relieve(self, lane: Lane[_Member]) -> None:
-        """Flush the oldest group of a full lane, unless something leaves anyway."""
-        if lane.due or not lane.may_start or not lane.open:
+        """Flush the oldest group of a full lane, unless something leaves anyway.
+
+        Members that are being settled are about to leave. Flushing for each of them
+        whoever takes its place would make batches of one where load is highest.
+        """
+        if lane.due or lane.settling or not lane.may_start or not lane.open:
             return
         # Groups stand in the order their batches were opened, and none is due here.
         oldest = next(iter(lane.open.values()))

@@ -17,6 +17,7 @@ from taskiq.hooks import run_hooks
 from taskiq.outcome import Failed, outcomes_of_return
 from taskiq.receiver.batcher import Batch, Batcher, BatcherStatistics, BatchState
 from taskiq.receiver.capacity import ShortBatchWatch
+from taskiq.receiver.delivery import Member
 from taskiq.receiver.execution import Call
 from taskiq.receiver.running import RunningTasks, Slots, wait_for_all
 from taskiq.receiver.settlement import result_of
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.outcome import Outcome
-    from taskiq.receiver.delivery import Delivery
     from taskiq.receiver.execution import Execution
-    from taskiq.receiver.grouping import Placement
     from taskiq.receiver.settlement import Settlement
     from taskiq.result import TaskiqResult
 
@@ -36,40 +35,6 @@ logger = logging.getLogger("taskiq.receiver.receiver")
 
 #: Messages of one batch that are settled at the same time.
 SETTLED_AT_ONCE = 32
-
-
-class Member:
-    """One message of a batch.
-
-    :ivar delivery: the message.
-    :ivar placement: its item and what it shares with its group.
-    :ivar slots: the capacity it holds until it is admitted.
-    :ivar settled: resolved when it is settled, where somebody waits for that.
-    """
-
-    __slots__ = ("delivery", "placement", "settled", "slots")
-
-    def __init__(
-        self,
-        delivery: Delivery,
-        placement: Placement,
-        slots: Slots | None,
-        settled: asyncio.Future[None] | None = None,
-    ) -> None:
-        self.delivery = delivery
-        self.placement = placement
-        self.slots = slots
-        self.settled = settled
-
-    def admitted(self) -> None:
-        """Give the delivery slot back: a buffered message is no delivery any more."""
-        if self.slots is not None:
-            self.slots.release_delivery()
-
-    @property
-    def is_given_up(self) -> bool:
-        """Whether whoever waited for it was cancelled: it gets no result, no ack."""
-        return self.settled is not None and self.settled.cancelled()
 
 
 class Batching:
@@ -108,10 +73,12 @@ class Batching:
 
     def add(self, member: Member) -> None:
         """Take a message into the batch it belongs to, as soon as there is room."""
-        task = member.delivery.task
-        if task.plan is None:
-            raise TypeError(f"task {task.name} takes no batches")
-        self._batcher.offer(task, task.plan.config, member.placement.group, member)
+        self._batcher.offer(member.task, member.plan.config, member.group, member)
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether a due batch is about to start, or waits for an execution slot."""
+        return self._starter is not None
 
     async def add_and_wait(self, member: Member) -> None:
         """Take a message in and return when it is settled.
@@ -125,11 +92,7 @@ class Batching:
             await settled
         except asyncio.CancelledError:
             settled.cancel()
-            self._batcher.withdraw(
-                member.delivery.task,
-                member.placement.group,
-                member,
-            )
+            self._batcher.withdraw(member.task, member.group, member)
             raise
 
     @property
@@ -163,9 +126,8 @@ class Batching:
             self._starter.cancel()
         abandoned = self._batcher.abandon()
         for member in abandoned:
-            if member.slots is not None:
-                member.slots.release()
-            _tell_settled(member)
+            member.release()
+            member.tell_settled()
         return abandoned
 
     def _wake(self) -> None:
@@ -204,11 +166,10 @@ class Batching:
         return self._watches.setdefault(task_name, ShortBatchWatch())
 
     def _info(self, batch: Batch[Member]) -> BatchInfo:
-        first = batch.members[0].delivery
         return BatchInfo(
             batch_id=uuid4().hex,
-            task_name=first.task.name,
-            messages=tuple(member.delivery.message for member in batch.members),
+            task_name=batch.members[0].task.name,
+            messages=tuple(member.message for member in batch.members),
             flush_reason=batch.reason or FlushReason.MANUAL,
             waited=self.loop.time() - batch.opened_at,
         )
@@ -231,7 +192,7 @@ class Batching:
         finally:
             # Whatever ended this early: nobody waits for these, nothing counts them.
             for member in batch.members:
-                _tell_settled(member)
+                member.tell_settled()
             for _ in range(batch.unsettled):
                 self._batcher.member_settled(batch)
             self._watch(info.task_name).settled(self.loop.time())
@@ -247,24 +208,24 @@ class Batching:
         """
         await run_hooks(self._broker, "on_batch_start", _Subject(info), info)
         first = batch.members[0]
-        task, placement = first.delivery.task, first.placement
+        task = first.task
         context = BatchContext(
             info.messages,
             self._broker,
-            [member.delivery.controller for member in batch.members],
+            [member.controller for member in batch.members],
             info.batch_id,
             info.flush_reason,
         )
-        items = [member.placement.item for member in batch.members]
+        items = [member.item for member in batch.members]
         batch.move(BatchState.RUNNING)
         outcome, seconds = await self._execution.run(
             Call(
                 task=task,
                 target=task.function,
-                args=(items, *placement.rest.args),
-                kwargs=placement.rest.kwargs,
+                args=(items, *first.rest.args),
+                kwargs=first.rest.kwargs,
                 context=context,
-                timeout=placement.timeout,
+                timeout=first.timeout,
             ),
         )
         returned: Sequence[Outcome]
@@ -315,8 +276,8 @@ class Batching:
         """Settle what is left of `pairs`, which is shared with other settlers."""
         for member, result in pairs:
             if not member.is_given_up:
-                await self._settlement.settle(member.delivery, result)
-            _tell_settled(member)
+                await self._settlement.settle(member, result)
+            member.tell_settled()
             self._batcher.member_settled(batch)
 
 
@@ -331,11 +292,6 @@ class _Subject:
     def __str__(self) -> str:
         ids = ", ".join(message.task_id for message in self._info.messages)
         return f"batch {self._info.batch_id} of task {self._info.task_name} ({ids})"
-
-
-def _tell_settled(member: Member) -> None:
-    if member.settled is not None and not member.settled.done():
-        member.settled.set_result(None)
 
 
 def _log_batch(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Hashable
+
     from taskiq.acks import AckController, AcknowledgeType
     from taskiq.message import TaskiqMessage
+    from taskiq.receiver.grouping import BatchPlan, Rest
     from taskiq.receiver.prepared import PreparedTask
+    from taskiq.receiver.running import Slots
 
 logger = logging.getLogger("taskiq.receiver.receiver")
 
@@ -41,12 +46,84 @@ class Delivery:
         self.controller = controller
         self.ack_type = ack_type
 
+    def is_acked_at(self, moment: AcknowledgeType) -> bool:
+        """Whether this is the moment to acknowledge it."""
+        return self.ack_type is moment and self.controller.is_ackable
+
     async def ack(self) -> None:
         """Acknowledge it, if its broker wants to know, whatever comes of it."""
         await acknowledge(self.controller, self)
 
     def __str__(self) -> str:
         return describe(self.message)
+
+
+class Member(Delivery):
+    """A message of a batch task, on its way through a batch.
+
+    :ivar plan: how messages of its task are placed.
+    :ivar item: its item, cast to the element type of the list.
+    :ivar rest: its other arguments.
+    :ivar timeout: seconds its call may take, `None` for no limit.
+    :ivar slots: the capacity it holds until it is admitted, `None` for none.
+    :ivar settled: resolved when it is settled, where somebody waits for that.
+    """
+
+    __slots__ = ("item", "plan", "rest", "settled", "slots", "timeout")
+
+    item: Any
+    rest: Rest
+    timeout: float | None
+
+    def __init__(
+        self,
+        message: TaskiqMessage,
+        task: PreparedTask,
+        plan: BatchPlan,
+        controller: AckController,
+        ack_type: AcknowledgeType,
+    ) -> None:
+        super().__init__(message, task, controller, ack_type)
+        self.plan = plan
+        self.slots: Slots | None = None
+        self.settled: asyncio.Future[None] | None = None
+
+    def place(self, *, validate: bool) -> Exception | None:
+        """Work out item, rest and timeout.
+
+        :returns: what makes that impossible; it fails this message alone.
+        """
+        try:
+            placed = self.plan.place(self.message, validate=validate)
+        except Exception as exc:  # noqa: BLE001 - becomes the message's error
+            return exc
+        self.item, self.rest, self.timeout = placed
+        return None
+
+    @property
+    def group(self) -> Hashable:
+        """The key of the messages it may share a call with."""
+        return self.rest.key if self.timeout is None else (self.rest.key, self.timeout)
+
+    def admitted(self) -> None:
+        """Give the delivery slot back: a buffered message is no delivery any more."""
+        if self.slots is not None:
+            self.slots.release_delivery()
+
+    def release(self) -> None:
+        """Give back whatever capacity it holds."""
+        if self.slots is not None:
+            self.slots.release()
+
+    def tell_settled(self) -> None:
+        """Wake whoever waits for it to be settled."""
+        if self.settled is not None and not self.settled.done():
+            self.settled.set_result(None)
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether whoever waited for it was cancelled: it gets no result, no ack."""
+        return self.settled is not None and self.settled.cancelled()
 
 
 class Refused:

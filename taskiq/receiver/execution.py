@@ -99,12 +99,14 @@ class Execution:
             raise  # the loop is gone: there is nothing left to await with
         except BaseException as exc:
             if isinstance(exc, asyncio.CancelledError) and _is_from_outside(exc):
-                await self._close_dependencies(call, dependencies, Failed(exc))
+                if dependencies is not None:
+                    await self._close_dependencies(call, dependencies, Failed(exc))
                 raise
             outcome = Failed(exc)
             _log_failure(call, exc)
         seconds = time.perf_counter() - started
-        outcome = await self._close_dependencies(call, dependencies, outcome)
+        if dependencies is not None:
+            outcome = await self._close_dependencies(call, dependencies, outcome)
         return outcome, seconds
 
     def _open_dependencies(self, call: Call) -> AsyncResolveContext | None:
@@ -170,7 +172,7 @@ class Execution:
     async def _close_dependencies(
         self,
         call: Call,
-        dependencies: AsyncResolveContext | None,
+        dependencies: AsyncResolveContext,
         outcome: Outcome,
     ) -> Outcome:
         """Run what dependencies do at the end.
@@ -178,8 +180,6 @@ class Execution:
         A teardown that fails after a success fails the call: work that was not
         committed must not be reported as done.
         """
-        if dependencies is None:
-            return outcome
         error = outcome.error if isinstance(outcome, Failed) else None
         seen = error if self._propagate_exceptions else None
         try:

@@ -36,25 +36,6 @@ class Rest:
     key: Hashable
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where one message belongs.
-
-    :ivar item: its own argument, cast to the element type of the list.
-    :ivar rest: its other arguments.
-    :ivar timeout: seconds its call may take, `None` for no limit.
-    """
-
-    item: Any
-    rest: Rest
-    timeout: float | None
-
-    @property
-    def group(self) -> Hashable:
-        """The key of the messages it may share a call with."""
-        return (self.rest.key, self.timeout)
-
-
 class BatchPlan:
     """How the messages of one batch task are placed, worked out once per task.
 
@@ -105,10 +86,16 @@ class BatchPlan:
         if self._required == [items.name]:
             _, self._item_alone = self._bind((None,), {}, validate=False)
 
-    def place(self, message: TaskiqMessage, *, validate: bool) -> Placement:
-        """Say what one message brings to a call, and whom it may share it with.
+    def place(
+        self,
+        message: TaskiqMessage,
+        *,
+        validate: bool,
+    ) -> tuple[Any, Rest, float | None]:
+        """Say what one message brings to a call.
 
         :param validate: whether to cast its arguments.
+        :returns: its item, its other arguments, and the seconds its call may take.
         :raises TypeError: when its arguments do not fit the function.
         :raises ValueError: when one cannot be cast, or its timeout is no number.
         """
@@ -121,7 +108,7 @@ class BatchPlan:
         if validate and cast is not None and item.__class__ is not cast.exact_type:
             item = cast(item)
         timeout = message.labels.get("timeout")
-        return Placement(item, rest, None if timeout is None else float(timeout))
+        return item, rest, None if timeout is None else float(timeout)
 
     def _bind(
         self,

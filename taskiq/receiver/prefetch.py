@@ -22,7 +22,8 @@ class Prefetch:
 
     :param slots: the semaphore of deliveries; one unit is acquired before each read,
         and belongs to whoever the message is handed to.
-    :param hand_over: takes a message that was read.
+    :param hand_over: takes a message that was read; returns whether others should get
+        their turn before the next one is read.
     :param most: how many messages to read at most, `None` for no limit.
     :ivar lifecycle_error: the first error of stopping the broker's generator.
     """
@@ -31,7 +32,7 @@ class Prefetch:
         self,
         broker: AsyncBroker,
         slots: asyncio.Semaphore,
-        hand_over: Callable[[bytes | AckableMessage], object],
+        hand_over: Callable[[bytes | AckableMessage], bool],
         most: int | None,
     ) -> None:
         self._broker = broker
@@ -108,7 +109,10 @@ class Prefetch:
             self._is_waiting = self.is_reading = False
             if self._is_interrupted:
                 _forget_own_cancellation()
-        self._hand_over(message)
+        if self._hand_over(message):
+            # A broker that always has a message never lets anybody else run: batches
+            # would pile up to their limit before the first is called.
+            await asyncio.sleep(0)
         return True
 
     def _is_answer_to_interruption(self, error: BaseException) -> bool:

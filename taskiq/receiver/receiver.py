@@ -19,23 +19,18 @@ import logging
 import random
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
 
-from taskiq.acks import (
-    AckableMessage,
-    AckController,
-    AcknowledgeType,
-    parse_acknowledge_type,
-)
+from taskiq.acks import AckController, AcknowledgeType, parse_acknowledge_type
 from taskiq.batch import FlushReason
 from taskiq.context import Context
 from taskiq.hooks import hooks_of
 from taskiq.outcome import Failed
-from taskiq.receiver.batching import Batching, Member
+from taskiq.receiver.batching import Batching
 from taskiq.receiver.capacity import log_batch_tasks
-from taskiq.receiver.delivery import Delivery, Refused, describe
+from taskiq.receiver.delivery import Delivery, Member, Refused, describe
 from taskiq.receiver.execution import Call, Execution
 from taskiq.receiver.prefetch import Prefetch
 from taskiq.receiver.prepared import PreparedTask
@@ -55,11 +50,13 @@ if TYPE_CHECKING:
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.abc.middleware import TaskiqMiddleware
+    from taskiq.acks import AckableMessage
     from taskiq.message import TaskiqMessage
-    from taskiq.receiver.grouping import Placement
     from taskiq.result import TaskiqResult
 
 logger = logging.getLogger("taskiq.receiver.receiver")
+
+_WHEN_RECEIVED: Final = AcknowledgeType.WHEN_RECEIVED
 
 
 class Receiver:
@@ -159,16 +156,17 @@ class Receiver:
         if self._has_own_callback:
             return self.callback(message=message)
         delivery = self._receive(message)
-        if isinstance(delivery, Delivery) and delivery.task.plan is not None:
-            return self._buffer(delivery, Slots(), self.batching)
+        if isinstance(delivery, Member):
+            return self._buffer(delivery, self.batching)
         return self._handle(delivery)
 
     def _receive(self, message: bytes | AckableMessage) -> Delivery | Refused:
         """Decode a delivery and find its task."""
-        if isinstance(message, AckableMessage):
-            data, controller = message.data, AckController(message.ack)
-        else:
+        # Asking a pydantic class is ten times slower than asking a built-in one.
+        if isinstance(message, bytes):
             data, controller = message, AckController(None)
+        else:
+            data, controller = message.data, AckController(message.ack)
         try:
             decoded = self.broker.formatter.loads(message=data)
             decoded.parse_labels()
@@ -193,7 +191,9 @@ class Receiver:
             or name not in self.known_tasks
         ):
             prepared = self._prepare_task(name, task.original_func)
-        return Delivery(decoded, prepared, controller, self.ack_time)
+        if prepared.plan is None:
+            return Delivery(decoded, prepared, controller, self.ack_time)
+        return Member(decoded, prepared, prepared.plan, controller, self.ack_time)
 
     async def _handle(
         self,
@@ -210,7 +210,7 @@ class Receiver:
         error = await self._admit(delivery)
         if error is not None:
             await self._settlement.settle_failure(delivery, error)
-        elif delivery.task.plan is not None:
+        elif isinstance(delivery, Member):
             await self._run_in_batch(delivery)
         else:
             result = await self.run_task(
@@ -233,7 +233,7 @@ class Receiver:
         hooks = hooks_of(self.broker).pre_execute
         error = await _pre_execute(hooks, delivery) if hooks else None
         bad_label = self._resolve_ack_type(delivery)
-        if delivery.ack_type is AcknowledgeType.WHEN_RECEIVED:
+        if delivery.is_acked_at(_WHEN_RECEIVED):
             await delivery.ack()
         return error or bad_label
 
@@ -314,8 +314,7 @@ class Receiver:
 
     def _buffer(
         self,
-        delivery: Delivery,
-        slots: Slots,
+        member: Member,
         batching: Batching,
     ) -> Coroutine[Any, Any, None] | None:
         """Let a message join its batch, at once where nothing has to be awaited.
@@ -323,69 +322,53 @@ class Receiver:
         :returns: the work left to do before it can join, or instead of it.
         """
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("Received message: %s", delivery.message)
+            logger.debug("Received message: %s", member.message)
         if (
             hooks_of(self.broker).pre_execute
-            or self._resolve_ack_type(delivery) is not None
-            or delivery.ack_type is AcknowledgeType.WHEN_RECEIVED
+            or self._resolve_ack_type(member) is not None
+            or member.is_acked_at(_WHEN_RECEIVED)
         ):
-            return self._admit_to_batch(delivery, slots, batching)
-        return self._join(delivery, slots, batching)
+            return self._admit_to_batch(member, batching)
+        error = self._join(member, batching)
+        return None if error is None else self._fail(member, error)
 
-    async def _admit_to_batch(
-        self,
-        delivery: Delivery,
-        slots: Slots,
-        batching: Batching,
-    ) -> None:
+    async def _admit_to_batch(self, member: Member, batching: Batching) -> None:
         """Let a message join its batch after what has to be awaited first."""
-        error = await self._admit(delivery)
-        if error is not None:
-            await self._settlement.settle_failure(delivery, error)
-            return
-        # The batch holds the slot now, longer than the asyncio task that runs this.
-        own = slots.hand_on()
-        failure = self._join(delivery, own, batching)
-        if failure is not None:
-            try:
-                await failure
-            finally:
-                own.release()
-
-    def _join(
-        self,
-        delivery: Delivery,
-        slots: Slots,
-        batching: Batching,
-    ) -> Coroutine[Any, Any, None] | None:
-        """Put a message into its batch, or say how it is settled if it fits in none."""
-        placed = self._place(delivery)
-        if isinstance(placed, Exception):
-            return self._settlement.settle_failure(delivery, placed)
-        batching.add(Member(delivery, placed, slots))
-        return None
-
-    def _place(self, delivery: Delivery) -> Placement | Exception:
-        """Find the group of a message; whatever fails here fails this message alone."""
-        plan = delivery.task.plan
-        if plan is None:
-            return TypeError(f"{delivery} is for no batch task")
+        is_joined = False
         try:
-            return plan.place(delivery.message, validate=self.validate_params)
-        except Exception as exc:  # noqa: BLE001 - becomes the message's error
-            return exc
+            error = await self._admit(member) or self._join(member, batching)
+            is_joined = error is None
+            if error is not None:
+                await self._settlement.settle_failure(member, error)
+        finally:
+            if not is_joined:
+                member.release()
 
-    async def _run_in_batch(self, delivery: Delivery) -> None:
+    def _join(self, member: Member, batching: Batching) -> Exception | None:
+        """Put a message into its batch, or say why it fits in none."""
+        error = member.place(validate=self.validate_params)
+        if error is None:
+            batching.add(member)
+        return error
+
+    async def _fail(self, member: Member, error: Exception) -> None:
+        """Settle a message that fits in no batch."""
+        try:
+            await self._settlement.settle_failure(member, error)
+        finally:
+            member.release()
+
+    async def _run_in_batch(self, member: Member) -> None:
         """Let a message join its batch and wait until it is settled with it."""
-        placed = self._place(delivery)
-        if isinstance(placed, Exception):
-            await self._settlement.settle_failure(delivery, placed)
+        error = member.place(validate=self.validate_params)
+        if error is not None:
+            await self._settlement.settle_failure(member, error)
             return
-        slots = self._running.slots_of_current_task()
-        if slots is not None:
+        member.slots = self._running.slots_of_current_task()
+        if member.slots is not None:
             # A waiting message takes no execution slot: its batch will take one.
-            slots.release_execution()
-        await self.batching.add_and_wait(Member(delivery, placed, slots))
+            member.slots.release_execution()
+        await self.batching.add_and_wait(member)
 
     @property
     def batching(self) -> Batching:
@@ -491,19 +474,25 @@ class Receiver:
         batching: Batching,
         is_for_callback: bool,
         message: bytes | AckableMessage,
-    ) -> None:
-        """Send a message that was read on its way: into a batch, or to the runner."""
+    ) -> bool:
+        """Send a message that was read on its way: into a batch, or to the runner.
+
+        :returns: whether it made a batch due, which should start before more is read.
+        """
         slots = Slots(self.sem_prefetch)
         if is_for_callback:
             queue.put_nowait(_Arrival(message, None, slots))
-            return
+            return False
         delivery = self._receive(message)
-        if isinstance(delivery, Refused) or delivery.task.plan is None:
+        if not isinstance(delivery, Member):
             queue.put_nowait(_Arrival(message, delivery, slots))
-            return
-        left_to_do = self._buffer(delivery, slots, batching)
+            return False
+        delivery.slots = slots
+        was_starting = batching.is_starting
+        left_to_do = self._buffer(delivery, batching)
         if left_to_do is not None:
-            self._running.start(batching.loop, left_to_do, slots, delivery)
+            self._running.start(batching.loop, left_to_do, Slots(), delivery)
+        return batching.is_starting and not was_starting
 
     async def runner(self, queue: _Queue) -> None:
         """Start what the prefetcher queued, each with an execution slot, in order."""
@@ -599,7 +588,7 @@ class Receiver:
                 "Discarding %d buffered messages during Receiver cleanup, "
                 "not acknowledged: %s.",
                 len(abandoned),
-                ", ".join(str(member.delivery) for member in abandoned),
+                ", ".join(str(member) for member in abandoned),
             )
 
     def _raise_lifecycle_error(self) -> None:

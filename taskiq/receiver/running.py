@@ -48,12 +48,6 @@ class Slots:
             self._execution.release()
             self._execution = None
 
-    def hand_on(self) -> Slots:
-        """Pass everything held to slots of another holder."""
-        others = Slots(self._delivery, self._execution)
-        self._delivery = self._execution = None
-        return others
-
     def release(self) -> None:
         """Give back whatever is still held."""
         self.release_execution()

@@ -17,6 +17,8 @@ from taskiq.receiver.delivery import describe
 from taskiq.result import TaskiqResult
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from taskiq.abc.broker import AsyncBroker
     from taskiq.message import TaskiqMessage
     from taskiq.receiver.delivery import Delivery
@@ -34,14 +36,22 @@ def result_of(
     :param seconds: how long its call took.
     """
     error = outcome.error if isinstance(outcome, Failed) else None
-    return TaskiqResult(
-        is_err=error is not None,
-        log=None,
-        return_value=None if isinstance(outcome, Failed) else outcome.value,
-        execution_time=round(seconds, 2),
-        error=error,
-        labels=message.labels,
+    return _build_result(
+        {
+            "is_err": error is not None,
+            "log": None,
+            "return_value": None if isinstance(outcome, Failed) else outcome.value,
+            "execution_time": round(seconds, 2),
+            "error": error,
+            "labels": message.labels,
+        },
     )
+
+
+#: `TaskiqResult(**fields)` without unpacking and packing them again.
+_build_result: Final[Callable[[dict[str, Any]], TaskiqResult[Any]]] = (
+    TaskiqResult.__pydantic_validator__.validate_python
+)
 
 
 _WHEN_EXECUTED: Final = AcknowledgeType.WHEN_EXECUTED
@@ -74,7 +84,7 @@ class Settlement:
         """
         broker, message = self._broker, delivery.message
         hooks = hooks_of(broker)
-        if delivery.ack_type is _WHEN_EXECUTED:
+        if delivery.is_acked_at(_WHEN_EXECUTED):
             await delivery.ack()
         if result.error is not None and not is_error_told:
             await self.report_error(message, result)
@@ -97,7 +107,7 @@ class Settlement:
                     result,
                     raise_err=raise_err,
                 )
-        if delivery.ack_type is _WHEN_SAVED:
+        if delivery.is_acked_at(_WHEN_SAVED):
             await delivery.ack()
 
     async def report_error(

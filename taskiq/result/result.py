@@ -65,4 +65,4 @@ class TaskiqResult(pydantic.BaseModel, Generic[_ReturnType]):
         """Take the state over, the error as the exception it was."""
         super().__setstate__(state)
         # Not by assignment, which would count as setting the field.
-        self.__dict__["error"] = exception_to_python(self.error)
+        vars(self)["error"] = exception_to_python(self.error)

@@ -240,7 +240,8 @@ def test_a_schedule_without_an_id_is_recognised_by_its_content() -> None:
 
 def test_a_schedule_with_an_id_is_never_taken_for_another() -> None:
     same = unnamed(interval=1)
-    assert renamed([schedule("a", interval=1)], [schedule("b", interval=1)]) == {}
+    named = [schedule(name, task_name="same", interval=1) for name in "ab"]
+    assert renamed(named[:1], named[1:]) == {}
     assert renamed([same], [same]) == {}
     assert renamed([same, unnamed(interval=1)], [same]) == {}
 

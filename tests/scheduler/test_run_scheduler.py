@@ -299,23 +299,30 @@ async def test_sigterm_during_the_start_shuts_down_what_was_started(
     assert stage.log == ["first starts", "second starts", "first ends"]
 
 
-async def test_a_second_sigterm_does_not_disturb_the_shutdown(
+@pytest.mark.parametrize("first_signal", [signal.SIGTERM, signal.SIGINT])
+async def test_a_sigterm_does_not_disturb_a_shutdown_that_has_begun(
     stage: Stage,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    first_signal: signal.Signals,
 ) -> None:
     caplog.set_level(logging.INFO)
     is_shutting_down = asyncio.Event()
+    signals = 2 if first_signal is signal.SIGTERM else 1
 
     async def shut_down_slowly() -> None:
         is_shutting_down.set()
-        await until(lambda: caplog.text.count("Got SIGTERM") == 2)
+        await until(lambda: caplog.text.count("Got SIGTERM") == signals)
+        await asyncio.sleep(0)
         stage.log.append("first ends")
 
     monkeypatch.setattr(stage.first, "shutdown", shut_down_slowly)
     job = asyncio.ensure_future(run_scheduler(stage.args()))
     await until(lambda: stage.second.questions)
-    signal.raise_signal(signal.SIGTERM)
+    if first_signal is signal.SIGTERM:
+        signal.raise_signal(first_signal)
+    else:
+        job.cancel()  # what asyncio makes of SIGINT
     await is_shutting_down.wait()
     signal.raise_signal(signal.SIGTERM)
     await job

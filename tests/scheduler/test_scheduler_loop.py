@@ -290,6 +290,13 @@ def test_a_pause_of_minutes_misses_no_cron_minute(world: World) -> None:
     assert scheduler.times_of("every") == [1, 301, 601, 901]
 
 
+def test_a_pause_of_many_hours_misses_no_cron_minute_either(world: World) -> None:
+    pause = timedelta(hours=5)
+    source = ListSource(schedule(cron="30 12 * * *"))
+    scheduler = follow(world, source, seconds=20_000, loop_interval=pause)
+    assert scheduler.times_of("id") == [18_001]
+
+
 def test_sources_are_asked_again_at_each_update(
     world: World,
     caplog: pytest.LogCaptureFixture,
@@ -339,6 +346,23 @@ def test_a_source_added_while_running_is_followed_from_the_next_update_on(
     assert scheduler.sent == [(21, "second")]
     assert (first.questions, second.questions) == (2, 3)
     assert loop.scheduled_tasks == [(second, second.schedules)]
+
+
+def test_a_source_that_is_taken_away_is_not_waited_for(world: World) -> None:
+    source = ListSource()
+    source.answers.append(hang)
+    scheduler = RecordingScheduler(source)
+
+    async def take_away() -> None:
+        await asyncio.sleep(5)
+        scheduler.sources.clear()
+
+    async def both(loop: SchedulerLoop) -> None:
+        update = timedelta(seconds=10)
+        await asyncio.gather(loop.run(update_interval=update), take_away())
+
+    world.run_for(15, both(SchedulerLoop(scheduler)))
+    assert asyncio.all_tasks(world.loop) == set()
 
 
 def test_a_slow_source_delays_neither_the_first_pass_nor_the_updates_of_others(
@@ -492,6 +516,16 @@ def test_a_failing_send_is_said_and_repeated_until_it_succeeds_and_then_no_more(
     assert len(errors) == 3
     assert all("schedule_id an-id failed" in error.getMessage() for error in errors)
     assert all(error.exc_info for error in errors)
+
+
+def test_a_success_ends_the_growing_of_the_delays(world: World) -> None:
+    async def succeed() -> None:
+        pass
+
+    source = ListSource(schedule(interval=20))
+    reactions = [fail, fail, succeed, fail]
+    scheduler = follow(world, source, seconds=30, reactions=reactions)
+    assert scheduler.times_of("id") == [1, 2, 4, 21, 22]
 
 
 def test_a_failing_send_of_a_cron_slot_is_repeated_and_the_slot_not_doubled(

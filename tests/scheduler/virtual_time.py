@@ -14,6 +14,7 @@ from taskiq.cli.scheduler import run
 
 _T = TypeVar("_T")
 
+_MAX_ROUNDS_AT_ONCE = 10_000
 START = datetime(2024, 5, 7, 12, 0, 0, tzinfo=timezone.utc)
 
 
@@ -23,16 +24,21 @@ class _IdleSelector(selectors.DefaultSelector):
     def __init__(self) -> None:
         super().__init__()
         self.time = 0.0
+        self._rounds_at_once = 0
 
     def select(
         self,
         timeout: float | None = None,
     ) -> list[tuple[selectors.SelectorKey, int]]:
         events = super().select(0)
-        if not events:
-            if timeout is None:
-                raise RuntimeError("nothing is left that could happen")
-            self.time += max(timeout, 0)
+        if not events and timeout is None:
+            raise RuntimeError("nothing is left that could happen")
+        if not events and timeout:
+            self.time += timeout
+            self._rounds_at_once = 0
+        self._rounds_at_once += 1
+        if self._rounds_at_once > _MAX_ROUNDS_AT_ONCE:
+            raise RuntimeError("the loop spins")
         return events
 
 

@@ -238,8 +238,6 @@ class SchedulerLoop:
                 self._ask_again(now, update_interval)
                 self._send_due(now, send_timeout)
                 rest = next_pass(now, pause) - _utc_now()
-                # A clock put back meanwhile must not prolong the pause.
-                rest = min(max(rest, timedelta()), pause)
                 await asyncio.sleep(rest.total_seconds())
         finally:
             await self._wind_down()
