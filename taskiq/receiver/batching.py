@@ -13,11 +13,12 @@ from uuid import uuid4
 
 from taskiq.batch import BatchInfo, FlushReason
 from taskiq.context import BatchContext
+from taskiq.exceptions import NoResultError
 from taskiq.hooks import run_hooks
-from taskiq.outcome import Failed, outcomes_of_return
+from taskiq.outcome import Failed, Succeeded, outcomes_of_return
 from taskiq.receiver.batcher import Batch, Batcher, BatcherStatistics, BatchState
 from taskiq.receiver.capacity import ShortBatchWatch
-from taskiq.receiver.delivery import Member
+from taskiq.receiver.delivery import Member, describe
 from taskiq.receiver.execution import Call
 from taskiq.receiver.running import RunningTasks, Slots, wait_for_all
 from taskiq.receiver.settlement import result_of
@@ -236,6 +237,8 @@ class Batching:
             returned = outcomes_of_return(results, outcome.value, len(items), task.name)
         decided = context.close()
         outcomes = [own or other for own, other in zip(decided, returned, strict=True)]
+        if isinstance(outcome, Succeeded):  # a raise is logged where it was caught
+            _log_failures(info, outcomes)
         return outcomes, seconds
 
     async def _settle(
@@ -292,6 +295,18 @@ class _Subject:
     def __str__(self) -> str:
         ids = ", ".join(message.task_id for message in self._info.messages)
         return f"batch {self._info.batch_id} of task {self._info.task_name} ({ids})"
+
+
+def _log_failures(info: BatchInfo, outcomes: Sequence[Outcome]) -> None:
+    """Name each message that failed though its function returned."""
+    for message, outcome in zip(info.messages, outcomes, strict=True):
+        if isinstance(outcome, Failed) and not isinstance(outcome.error, NoResultError):
+            logger.error(
+                "Exception found while executing %s in batch %s: %r",
+                describe(message),
+                info.batch_id,
+                outcome.error,
+            )
 
 
 def _log_batch(
