@@ -40,16 +40,18 @@ class InmemoryResultBackend(AsyncResultBackend[_ReturnType]):
         self.max_stored_results = max_stored_results
         self.results: OrderedDict[str, TaskiqResult[_ReturnType]] = OrderedDict()
         self.progress: OrderedDict[str, TaskProgress[Any]] = OrderedDict()
-        # Living handles by id, and what is stored without one, the oldest first.
-        self._handles: dict[str, _HandleRef] = {}
+        # Living handles by id: several when a message is sent again under its id. Then
+        # what is stored without one, the oldest first.
+        self._handles: dict[str, list[_HandleRef]] = {}
         self._droppable_results: OrderedDict[str, None] = OrderedDict()
         self._droppable_progress: OrderedDict[str, None] = OrderedDict()
 
     def watch_handle(self, handle: AsyncTaskiqTask[Any]) -> None:
         """Keep what is stored for this handle while it lives."""
         task_id = handle.task_id
-        ref = self._handles[task_id] = _HandleRef(handle, self._handle_died)
+        ref = _HandleRef(handle, self._handle_died)
         ref.task_id = task_id
+        self._handles.setdefault(task_id, []).append(ref)
         self._droppable_results.pop(task_id, None)
         self._droppable_progress.pop(task_id, None)
 
@@ -109,8 +111,10 @@ class InmemoryResultBackend(AsyncResultBackend[_ReturnType]):
 
     def _handle_died(self, ref: _HandleRef) -> None:
         task_id = ref.task_id
-        if self._handles.get(task_id) is not ref:
-            return  # a younger handle of the same id lives
+        left = self._handles[task_id]
+        left.remove(ref)
+        if left:
+            return
         del self._handles[task_id]
         if task_id in self.results:
             self._droppable_results[task_id] = None
@@ -172,16 +176,22 @@ class InMemoryBroker(AsyncBroker):
 
         :raises UnknownTaskError: when there is no task of that name.
         """
-        if self.find_task(message.task_name) is None:
+        target = self.find_task(message.task_name)
+        if target is None:
             raise UnknownTaskError(task_name=message.task_name)
         if self.await_inplace:
             await self.receiver.callback(message=message.message)
             return
-        left_to_do = self.receiver.accept(message.message)
-        if left_to_do is not None:
-            task = asyncio.get_running_loop().create_task(left_to_do)
-            self._running_tasks.add(task)
-            task.add_done_callback(self._running_tasks.discard)
+        if target.batch is None:
+            work = self.receiver.callback(message=message.message)
+        else:
+            left_to_do = self.receiver.buffer(message.message)
+            if left_to_do is None:
+                return
+            work = left_to_do
+        task = asyncio.get_running_loop().create_task(work)
+        self._running_tasks.add(task)
+        task.add_done_callback(self._running_tasks.discard)
 
     def listen(self) -> AsyncGenerator[bytes, None]:
         """Refuse to listen: there is nothing to be received.
@@ -196,12 +206,13 @@ class InMemoryBroker(AsyncBroker):
         """Flush batches and wait until nothing is buffered or running.
 
         Tasks sent by tasks are waited for, too.
-        """
-        await self._wait_all(FlushReason.MANUAL)
 
-    async def _wait_all(self, reason: FlushReason) -> None:
+        :raises RuntimeError: in a task of this broker, which would wait for itself.
+        """
+        if asyncio.current_task() in self._running_tasks:
+            raise RuntimeError("A task cannot wait for all tasks: it is one of them.")
         while self._running_tasks or not self.receiver.batching.is_idle:
-            await self.receiver.wait_batches(reason)
+            await self.receiver.wait_batches(FlushReason.MANUAL)
             await wait_for_all(self._running_tasks, None)
 
     async def startup(self) -> None:

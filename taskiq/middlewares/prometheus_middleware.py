@@ -1,0 +1,216 @@
+"""Metrics for Prometheus."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import tempfile
+import time
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from taskiq.abc.middleware import TaskiqMiddleware
+from taskiq.middlewares._multiprocess import remove_leftovers
+from taskiq.serializers._optional import import_optional
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from prometheus_client import Counter, Histogram
+
+    from taskiq.batch import BatchInfo
+    from taskiq.message import TaskiqMessage
+    from taskiq.result import TaskiqResult
+
+logger = logging.getLogger("taskiq.prometheus")
+
+_Metric = TypeVar("_Metric", "Counter", "Histogram")
+
+_DIRECTORY_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
+
+#: From single messages to the largest batches that make sense, three to a decade.
+_BATCH_SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+
+#: When the batch that this asyncio task runs was started, by `time.perf_counter`.
+_batch_started: ContextVar[float | None] = ContextVar("_batch_started", default=None)
+
+#: The metrics of this process: their names can be taken only once.
+_metrics: dict[str, Any] = {}
+
+
+class PrometheusMiddleware(TaskiqMiddleware):
+    """Counts and times tasks, and serves the numbers of all workers over HTTP.
+
+    Values are kept in files, so create this before anything imports prometheus_client:
+    the library decides at its import whether it keeps them in files.
+
+    :param metrics_path: directory of the files, "taskiq_worker" in the system's
+        directory of temporary files by default. It is created when missing.
+    :param server_port: port of the endpoint. One worker process of a machine gets it
+        and serves the sums of all.
+    :param server_addr: address of the endpoint.
+    :raises ImportError: when prometheus_client is not installed.
+    """
+
+    def __init__(
+        self,
+        metrics_path: Path | None = None,
+        server_port: int = 9000,
+        server_addr: str = "0.0.0.0",  # noqa: S104 - it is there to be scraped
+    ) -> None:
+        super().__init__()
+        directory = metrics_path or Path(tempfile.gettempdir()) / "taskiq_worker"
+        directory.mkdir(parents=True, exist_ok=True)
+        os.environ[_DIRECTORY_VARIABLE] = str(directory)
+        import_optional("prometheus_client", extra="metrics")
+        _warn_if_in_memory()
+
+        self.server_port = server_port
+        self.server_addr = server_addr
+        self._create_metrics()
+
+    def _create_metrics(self) -> None:
+        from prometheus_client import Counter, Histogram  # noqa: PLC0415
+
+        def counter(name: str, help_text: str, *labels: str) -> Counter:
+            return _metric(
+                name, lambda: Counter(name, help_text, ["task_name", *labels])
+            )
+
+        def histogram(name: str, help_text: str, **options: Any) -> Histogram:
+            return _metric(
+                name,
+                lambda: Histogram(name, help_text, ["task_name"], **options),
+            )
+
+        self.received_tasks = counter("received_tasks", "Tasks received")
+        self.found_errors = counter("found_errors", "Tasks that failed")
+        self.success_tasks = counter("success_tasks", "Tasks that succeeded")
+        self.saved_results = counter("saved_results", "Results saved")
+        self.execution_time = histogram(
+            "execution_time",
+            "Seconds that the function of a task ran",
+        )
+        # Prefixed, as the older ones should be: an application that has run without
+        # these metrics may have some of such plain names itself.
+        self.batch_size = histogram(
+            "taskiq_batch_size",
+            "Messages in one batch",
+            buckets=_BATCH_SIZES,
+        )
+        self.batch_wait_time = histogram(
+            "taskiq_batch_wait_seconds",
+            "Seconds that the first message of a batch waited for its call",
+        )
+        self.batch_run_time = histogram(
+            "taskiq_batch_run_seconds",
+            "Seconds from the start of a batch to its results",
+        )
+        self.batch_flushes = counter(
+            "taskiq_batch_flushes",
+            "Batches by the reason they left for",
+            "reason",
+        )
+
+    def startup(self) -> None:
+        """Serve the metrics of all worker processes, if no sibling does already."""
+        if not self.broker.is_worker_process:
+            return
+        from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415
+        from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415
+
+        directory = os.environ[_DIRECTORY_VARIABLE]
+        _try_to_remove_leftovers(Path(directory))
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
+        try:
+            start_http_server(self.server_port, self.server_addr, registry)
+        except OSError as exc:
+            is_taken = exc.errno == errno.EADDRINUSE
+            logger.log(
+                logging.DEBUG if is_taken else logging.WARNING,
+                "Metrics are not served at %s:%d by this process: %s",
+                self.server_addr,
+                self.server_port,
+                exc,
+            )
+
+    def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        """Count a received message.
+
+        :returns: the message.
+        """
+        self.received_tasks.labels(message.task_name).inc()
+        return message
+
+    def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        """Count a success or an error, and the seconds it took."""
+        counter = self.found_errors if result.is_err else self.success_tasks
+        counter.labels(message.task_name).inc()
+        self.execution_time.labels(message.task_name).observe(result.execution_time)
+
+    def post_save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        """Count a saved result."""
+        del result
+        self.saved_results.labels(message.task_name).inc()
+
+    def on_batch_start(self, batch: BatchInfo) -> None:
+        """Count a batch, its messages and how long it waited."""
+        name = batch.task_name
+        self.batch_size.labels(name).observe(len(batch.messages))
+        self.batch_wait_time.labels(name).observe(batch.waited)
+        self.batch_flushes.labels(name, batch.flush_reason.value).inc()
+        _batch_started.set(time.perf_counter())
+
+    def on_batch_end(
+        self,
+        batch: BatchInfo,
+        results: Sequence[TaskiqResult[Any]],
+    ) -> None:
+        """Count the seconds that the call of a batch took."""
+        del results  # their times are rounded
+        started = _batch_started.get()
+        if started is not None:
+            seconds = time.perf_counter() - started
+            self.batch_run_time.labels(batch.task_name).observe(seconds)
+
+
+def _metric(name: str, create: Callable[[], _Metric]) -> _Metric:
+    """Create a metric, or give the one that an earlier middleware has created.
+
+    :raises ValueError: when somebody else has a metric of that name.
+    """
+    try:
+        _metrics[name] = create()
+    except ValueError:
+        if name not in _metrics:
+            raise
+    metric: _Metric = _metrics[name]
+    return metric
+
+
+def _warn_if_in_memory() -> None:
+    from prometheus_client import values  # noqa: PLC0415
+
+    if values.ValueClass is values.MutexValue:
+        logger.warning(
+            "prometheus_client was imported before %s was set, so metrics stay in the "
+            "memory of this process and the endpoint cannot serve them. Create "
+            "PrometheusMiddleware before importing it, or set the variable to a "
+            "directory before the start.",
+            _DIRECTORY_VARIABLE,
+        )
+
+
+def _try_to_remove_leftovers(directory: Path) -> None:
+    try:
+        remove_leftovers(directory)
+    except OSError as exc:
+        logger.warning(
+            "Cannot remove the metrics of ended processes in %s, "
+            "they will be counted again: %s",
+            directory,
+            exc,
+        )
