@@ -23,7 +23,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
 
-from taskiq.acks import AckController, AcknowledgeType, parse_acknowledge_type
+from taskiq.acks import (
+    AckableMessage,
+    AckController,
+    AcknowledgeType,
+    parse_acknowledge_type,
+)
 from taskiq.batch import FlushReason
 from taskiq.context import Context
 from taskiq.hooks import hooks_of
@@ -50,7 +55,6 @@ if TYPE_CHECKING:
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.abc.middleware import TaskiqMiddleware
-    from taskiq.acks import AckableMessage
     from taskiq.message import TaskiqMessage
     from taskiq.result import TaskiqResult
 
@@ -144,13 +148,13 @@ class Receiver:
         """
         await self._handle(self._receive(message), raise_err=raise_err)
 
-    def accept(
+    def buffer(
         self,
         message: bytes | AckableMessage,
     ) -> Coroutine[Any, Any, None] | None:
-        """Take one delivery of a broker that runs its tasks in process.
+        """Take a message of a batch task, for a broker that runs tasks in process.
 
-        :returns: the work left to do for it; `None` when it joined a batch, which
+        :returns: the work left to do for it; `None` when it joined its batch, which
             costs no asyncio task of its own.
         """
         if self._has_own_callback:
@@ -162,11 +166,13 @@ class Receiver:
 
     def _receive(self, message: bytes | AckableMessage) -> Delivery | Refused:
         """Decode a delivery and find its task."""
+        # What a broker gives is not checked by anybody: a formatter may want text.
+        given: Any = message
         # Asking a pydantic class is ten times slower than asking a built-in one.
-        if isinstance(message, bytes):
-            data, controller = message, AckController(None)
+        if not isinstance(given, bytes) and isinstance(given, AckableMessage):
+            data, controller = given.data, AckController(given.ack)
         else:
-            data, controller = message.data, AckController(message.ack)
+            data, controller = given, AckController(None)
         try:
             decoded = self.broker.formatter.loads(message=data)
             decoded.parse_labels()
@@ -190,9 +196,9 @@ class Receiver:
             or prepared.batch is not task.batch
             or name not in self.known_tasks
         ):
-            prepared = self._prepare_task(name, task.original_func)
-        if prepared.plan is None:
-            return Delivery(decoded, prepared, controller, self.ack_time)
+            prepared = self._try_to_prepare(name, task.original_func)
+        if prepared is None or prepared.plan is None:
+            return Delivery(decoded, task.original_func, controller, self.ack_time)
         return Member(decoded, prepared, prepared.plan, controller, self.ack_time)
 
     async def _handle(
@@ -214,7 +220,7 @@ class Receiver:
             await self._run_in_batch(delivery)
         else:
             result = await self.run_task(
-                target=delivery.task.function,
+                target=delivery.function,
                 message=delivery.message,
                 ack_controller=delivery.controller,
             )
@@ -273,13 +279,13 @@ class Receiver:
         """
         name = message.task_name
         task = self._prepared.get(name)
-        if task is None or name not in self.known_tasks:
-            task = self._prepare_task(name, target)
         try:
+            if task is None or name not in self.known_tasks:
+                task = self._prepare_task(name, target)
             if self.validate_params:
                 task.casts.apply(message)
         except Exception as exc:
-            logger.exception("Cannot cast the arguments of %s.", describe(message))
+            logger.exception("Cannot prepare the call of %s.", describe(message))
             result = result_of(Failed(exc), 0, message)
         else:
             call = Call(
@@ -295,6 +301,22 @@ class Receiver:
         if result.error is not None:
             await self._settlement.report_error(message, result)
         return result
+
+    def _try_to_prepare(
+        self,
+        name: str,
+        handler: Callable[..., Any],
+    ) -> PreparedTask | None:
+        """Prepare a task that was registered after this receiver was built.
+
+        :returns: `None` when that fails: `run_task` meets the same error then, and
+            makes it the message's own.
+        """
+        try:
+            return self._prepare_task(name, handler)
+        except Exception:  # noqa: BLE001 - told by `run_task`
+            self.known_tasks.discard(name)
+            return None
 
     def _prepare_task(self, name: str, handler: Callable[..., Any]) -> PreparedTask:
         """Work out what depends on a task only.
@@ -364,7 +386,7 @@ class Receiver:
         if error is not None:
             await self._settlement.settle_failure(member, error)
             return
-        member.slots = self._running.slots_of_current_task()
+        member.slots = self._running.lent_slots()
         if member.slots is not None:
             # A waiting message takes no execution slot: its batch will take one.
             member.slots.release_execution()
@@ -520,13 +542,18 @@ class Receiver:
         """
         delivery = arrival.delivery
         try:
-            work = (
-                self.callback(message=arrival.message, raise_err=False)
-                if delivery is None
-                else self._handle(delivery)
+            if delivery is None:
+                work = self.callback(message=arrival.message, raise_err=False)
+                subject: object = "a message"
+            else:
+                work, subject = self._handle(delivery), delivery
+            self._running.start(
+                loop,
+                work,
+                arrival.slots,
+                subject,
+                is_lending=delivery is None,
             )
-            subject = "a message" if delivery is None else delivery
-            self._running.start(loop, work, arrival.slots, subject)
         except Exception:
             logger.warning(
                 "Discarding 1 prefetched delivery during Receiver cleanup.",
@@ -562,8 +589,11 @@ class Receiver:
         try:
             for stage in stages:
                 stage.cancel()
-            await wait_for_all(stages, None)
-            self._discard(queue)
+            try:
+                # Cancelling this again cancels them again, and still waits for them.
+                await asyncio.gather(*stages, return_exceptions=True)
+            finally:
+                self._discard(queue)
             await wait_for_all(self._running.tasks, grace)
         finally:
             await self._running.cancel()
@@ -582,14 +612,7 @@ class Receiver:
                 "Discarding %d prefetched deliveries during Receiver cleanup.",
                 discarded,
             )
-        abandoned = self.batching.abandon()
-        if abandoned:
-            logger.warning(
-                "Discarding %d buffered messages during Receiver cleanup, "
-                "not acknowledged: %s.",
-                len(abandoned),
-                ", ".join(str(member) for member in abandoned),
-            )
+        self.batching.abandon()
 
     def _raise_lifecycle_error(self) -> None:
         if self._prefetch is not None and self._prefetch.lifecycle_error is not None:
