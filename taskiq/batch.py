@@ -7,6 +7,7 @@ and every mistake in them is reported here, at the decorator.
 
 from __future__ import annotations
 
+import asyncio
 import collections.abc
 import difflib
 import enum
@@ -17,11 +18,19 @@ import typing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from taskiq.callables import function_name, underlying_function
-from taskiq.exceptions import TaskiqBatchConfigError
+from taskiq.callables import (
+    function_name,
+    is_coroutine_function,
+    underlying_function,
+)
+from taskiq.exceptions import (
+    NoResultError,
+    TaskiqBatchConfigError,
+    TaskRejectedError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from taskiq.message import TaskiqMessage
 
@@ -53,7 +62,13 @@ class BatchConfig:
     :ivar results: whether the function returns one value for all items (``shared``)
         or a list with one entry per item (``each``).
     :ivar max_buffered: most messages waiting or running in one worker process.
+    :ivar key: splits messages into groups, by the item and the other arguments.
+    :ivar weight: what an item adds to its call, in the unit of `max_weight`.
     :ivar max_weight: most weight in one call; `None` is unlimited.
+    :ivar coalesce: items of a batch for which it is equal are passed once.
+    :ivar isolate_errors: the errors after which parts of a batch are called again, so
+        that only the culprits fail; `True` is every `Exception` but those that say
+        what is to become of the messages, and timeouts; `False` is none.
     """
 
     size: int = 100
@@ -62,7 +77,28 @@ class BatchConfig:
     concurrency: int | None = None
     results: BatchResults = "shared"
     max_buffered: int = 1000
+    key: Callable[..., Hashable] | None = None
+    weight: Callable[[Any], float] | None = None
     max_weight: float | None = None
+    coalesce: Callable[[Any], Hashable] | None = None
+    isolate_errors: bool | tuple[type[Exception], ...] = False
+
+    def isolates(self, error: BaseException) -> bool:
+        """Whether the culprits of an error are looked for."""
+        if self.isolate_errors is False:
+            return False
+        if self.isolate_errors is True:
+            return isinstance(error, Exception) and not isinstance(error, _DELIBERATE)
+        return isinstance(error, self.isolate_errors)
+
+
+#: Errors that are meant for every message of the call they come from.
+_DELIBERATE: Final = (
+    NoResultError,
+    TaskRejectedError,
+    TimeoutError,
+    asyncio.TimeoutError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +110,8 @@ class BatchInfo:
     :ivar messages: the messages of the batch, in the order of its items.
     :ivar flush_reason: why the batch left.
     :ivar waited: seconds its first message waited for company and for a free slot.
+    :ivar isolation_calls: how many calls more than one it took to find what made the
+        first one fail; known when the batch has ended.
     """
 
     batch_id: str
@@ -81,15 +119,21 @@ class BatchInfo:
     messages: Sequence[TaskiqMessage]
     flush_reason: FlushReason
     waited: float
+    isolation_calls: int = 0
 
 
-#: The arguments a task may be given today; each has its place in `BatchConfig`.
+#: The arguments a batch task may be given; each has its place in `BatchConfig`.
 _ARGUMENTS: Final = (
     "batch_size",
     "batch_timeout",
     "batch_idle_timeout",
+    "batch_key",
+    "batch_weight",
+    "batch_max_weight",
+    "batch_coalesce",
     "batch_concurrency",
     "batch_results",
+    "batch_isolate_errors",
     "batch_max_buffered",
 )
 
@@ -154,6 +198,11 @@ class _Reader:
             concurrency=self._count("batch_concurrency", None),
             results=self._results(return_hint),
             max_buffered=self._max_buffered(size),
+            key=self._function("batch_key"),
+            weight=self._function("batch_weight"),
+            max_weight=self._max_weight(),
+            coalesce=self._function("batch_coalesce"),
+            isolate_errors=self._isolate_errors(),
         )
 
     @typing.overload
@@ -193,6 +242,64 @@ class _Reader:
                 f"it must be at least batch_size ({size}), or no batch could fill",
             )
         return value
+
+    def _function(self, name: str) -> Callable[..., Any] | None:
+        value = self._arguments.get(name)
+        if value is None:
+            return None
+        if not callable(value):
+            raise self._error(name, value, "it must be callable with an item")
+        if is_coroutine_function(value):
+            raise self._error(
+                name,
+                value,
+                "it must be a plain function: items are sorted without waiting",
+            )
+        function: Callable[..., Any] = value
+        return function
+
+    def _max_weight(self) -> float | None:
+        value = self._arguments.get("batch_max_weight")
+        weight = self._arguments.get("batch_weight")
+        if value is None and weight is None:
+            return None
+        if value is None:
+            raise self._error(
+                "batch_weight",
+                weight,
+                "it needs batch_max_weight, the most weight of one call",
+            )
+        if weight is None:
+            raise self._error(
+                "batch_max_weight",
+                value,
+                "it needs batch_weight, a function that weighs an item",
+            )
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+            or value <= 0
+        ):
+            allowed = "it must be a finite number above 0"
+            raise self._error("batch_max_weight", value, allowed)
+        return float(value)
+
+    def _isolate_errors(self) -> bool | tuple[type[Exception], ...]:
+        value = self._arguments.get("batch_isolate_errors", False)
+        if isinstance(value, bool):
+            return value
+        if (
+            isinstance(value, tuple)
+            and value
+            and all(isinstance(t, type) and issubclass(t, Exception) for t in value)
+        ):
+            return value
+        raise self._error(
+            "batch_isolate_errors",
+            value,
+            "it must be True, False or a tuple of Exception classes",
+        )
 
     def _results(self, return_hint: Any) -> BatchResults:
         annotated_each = is_list(return_hint)

@@ -42,6 +42,11 @@ class Context:
         return (self.message,)
 
     @property
+    def all_messages(self) -> Sequence[TaskiqMessage]:
+        """Every message of this call, those of equal items included."""
+        return self.messages
+
+    @property
     def is_ackable(self) -> bool:
         """Whether the broker wants to be told that the message is done."""
         return self._ack_controller is not None and self._ack_controller.is_ackable
@@ -78,37 +83,43 @@ class BatchContext(Context):
     """The messages a batch runs for, each under the index of its item.
 
     Without an index `ack`, `requeue` and `reject` do for every message what they do on
-    a :class:`Context`; `message` is the first one.
+    a :class:`Context`; `message` is the first one. With `batch_coalesce` an item may
+    stand for several messages: what is done for its index is done for each of them.
 
-    :ivar batch_id: unique id of this call.
+    :param shares: for each item the messages it stands for, with their acks.
+    :ivar batch_id: unique id of this batch.
     :ivar flush_reason: why the batch left.
     """
 
     def __init__(
         self,
-        messages: Sequence[TaskiqMessage],
+        shares: Sequence[Sequence[tuple[TaskiqMessage, AckController]]],
         broker: AsyncBroker,
-        ack_controllers: Sequence[AckController],
         batch_id: str,
         flush_reason: FlushReason,
     ) -> None:
-        super().__init__(messages[0], broker, ack_controllers[0])
+        message, controller = shares[0][0]
+        super().__init__(message, broker, controller)
         self.batch_id = batch_id
         self.flush_reason = flush_reason
-        self._messages = tuple(messages)
-        self._ack_controllers = ack_controllers
-        self._outcomes: list[Outcome | None] = [None] * len(messages)
+        self._shares = shares
+        self._outcomes: list[Outcome | None] = [None] * len(shares)
         self._is_open = True
 
     @property
     def messages(self) -> Sequence[TaskiqMessage]:
-        """Every message of this call, in the order of its items."""
-        return self._messages
+        """The message of each item, in the order of the items."""
+        return tuple(share[0][0] for share in self._shares)
+
+    @property
+    def all_messages(self) -> Sequence[TaskiqMessage]:
+        """Every message of this call, those of equal items included."""
+        return tuple(message for share in self._shares for message, _ in share)
 
     @property
     def size(self) -> int:
-        """How many messages the batch has."""
-        return len(self._messages)
+        """How many items the call has."""
+        return len(self._shares)
 
     def set_result(self, index: int, value: object) -> None:
         """Give one message its result, whatever the function returns or raises.
@@ -163,10 +174,12 @@ class BatchContext(Context):
         """
         if index is not None:
             self._check_index(index)
-            await _ack(self._ack_controllers[index])
-            return
-        for controller in self._ack_controllers:
-            await _ack(controller)
+            shares = self._shares[index : index + 1]
+        else:
+            shares = self._shares
+        for share in shares:
+            for _, controller in share:
+                await _ack(controller)
 
     def close(self) -> Sequence[Outcome | None]:
         """Take no more outcomes: the call has ended. For the receiver's use.
@@ -178,7 +191,8 @@ class BatchContext(Context):
 
     async def _requeue_one(self, index: int) -> None:
         self._check_settable(index)
-        await _send_again(self.broker, self._messages[index])
+        for message, _ in self._shares[index]:
+            await _send_again(self.broker, message)
         self._set_outcome(index, Failed(NoResultError()))
 
     def _set_outcome(self, index: int, outcome: Outcome) -> None:

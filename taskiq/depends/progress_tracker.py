@@ -92,7 +92,7 @@ class ProgressTracker(Generic[_ProgressType]):
     @property
     def _messages(self) -> Sequence[TaskiqMessage]:
         # What stands in for a Context by an override may know its message only.
-        return getattr(self.context, "messages", (self.context.message,))
+        return getattr(self.context, "all_messages", (self.context.message,))
 
     async def _report(
         self,

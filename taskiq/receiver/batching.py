@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from taskiq.batch import BatchInfo, FlushReason
-from taskiq.context import BatchContext
-from taskiq.exceptions import NoResultError
 from taskiq.hooks import run_hooks
-from taskiq.outcome import Failed, Succeeded, outcomes_of_return
+from taskiq.receiver.batch_call import BatchCall
 from taskiq.receiver.batcher import Batch, Batcher, BatcherStatistics, BatchState
 from taskiq.receiver.capacity import ShortBatchWatch
-from taskiq.receiver.delivery import Member, describe
-from taskiq.receiver.execution import Call
+from taskiq.receiver.delivery import Member
 from taskiq.receiver.running import RunningTasks, Slots, wait_for_all
 from taskiq.receiver.settlement import result_of
 
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from taskiq.abc.broker import AsyncBroker
-    from taskiq.outcome import Outcome
     from taskiq.receiver.execution import Execution
     from taskiq.receiver.settlement import Settlement
     from taskiq.result import TaskiqResult
@@ -80,7 +77,13 @@ class Batching:
         if self._is_abandoned:
             self._give_up([member])
             return
-        self._batcher.offer(member.task, member.plan.config, member.group, member)
+        self._batcher.offer(
+            member.task,
+            member.plan.config,
+            member.group,
+            member,
+            member.weight,
+        )
 
     @property
     def is_starting(self) -> bool:
@@ -99,7 +102,12 @@ class Batching:
             await settled
         except asyncio.CancelledError:
             settled.cancel()
-            self._batcher.withdraw(member.task, member.group, member)
+            self._batcher.withdraw(
+                member.task,
+                member.group,
+                member,
+                member.weight,
+            )
             raise
 
     @property
@@ -197,18 +205,22 @@ class Batching:
         )
 
     async def _run(self, batch: Batch[Member], info: BatchInfo, slots: Slots) -> None:
-        """Call the function once, give its slot back, settle each message."""
+        """Call the function, give its slot back, settle each message."""
+        call = BatchCall(self._broker, self._execution, info, batch.members)
         try:
             try:
-                outcomes, seconds = await self._call(batch, info)
+                await run_hooks(self._broker, "on_batch_start", _Subject(info), info)
+                batch.move(BatchState.RUNNING)
+                outcomes = await call.run()
             finally:
                 self._batcher.call_ended(batch)
                 slots.release_execution()
+            info = replace(info, isolation_calls=call.extra_calls)
             results = [
-                result_of(outcome, seconds, message)
+                result_of(outcome, call.seconds, message)
                 for outcome, message in zip(outcomes, info.messages, strict=True)
             ]
-            _log_batch(info, results, seconds)
+            _log_batch(info, results, call.seconds)
             await run_hooks(self._broker, "on_batch_end", _Subject(info), info, results)
             await self._settle(batch, results)
         finally:
@@ -218,49 +230,6 @@ class Batching:
             for _ in range(batch.unsettled):
                 self._batcher.member_settled(batch)
             self._watch(info.task_name).settled(self.loop.time())
-
-    async def _call(
-        self,
-        batch: Batch[Member],
-        info: BatchInfo,
-    ) -> tuple[Sequence[Outcome], float]:
-        """Run the function, and say what became of each message.
-
-        :returns: an outcome for each member, in order, and the seconds of the call.
-        """
-        await run_hooks(self._broker, "on_batch_start", _Subject(info), info)
-        first = batch.members[0]
-        task = first.task
-        context = BatchContext(
-            info.messages,
-            self._broker,
-            [member.controller for member in batch.members],
-            info.batch_id,
-            info.flush_reason,
-        )
-        items = [member.item for member in batch.members]
-        batch.move(BatchState.RUNNING)
-        outcome, seconds = await self._execution.run(
-            Call(
-                task=task,
-                target=task.function,
-                args=(items, *first.rest.args),
-                kwargs=first.rest.kwargs,
-                context=context,
-                timeout=first.timeout,
-            ),
-        )
-        returned: Sequence[Outcome]
-        if isinstance(outcome, Failed):
-            returned = [outcome] * len(items)
-        else:
-            results = batch.lane.config.results
-            returned = outcomes_of_return(results, outcome.value, len(items), task.name)
-        decided = context.close()
-        outcomes = [own or other for own, other in zip(decided, returned, strict=True)]
-        if isinstance(outcome, Succeeded):  # a raise is logged where it was caught
-            _log_failures(info, outcomes)
-        return outcomes, seconds
 
     async def _settle(
         self,
@@ -316,18 +285,6 @@ class _Subject:
     def __str__(self) -> str:
         ids = ", ".join(message.task_id for message in self._info.messages)
         return f"batch {self._info.batch_id} of task {self._info.task_name} ({ids})"
-
-
-def _log_failures(info: BatchInfo, outcomes: Sequence[Outcome]) -> None:
-    """Name each message that failed though its function returned."""
-    for message, outcome in zip(info.messages, outcomes, strict=True):
-        if isinstance(outcome, Failed) and not isinstance(outcome.error, NoResultError):
-            logger.error(
-                "Exception found while executing %s in batch %s: %r",
-                describe(message),
-                info.batch_id,
-                outcome.error,
-            )
 
 
 def _log_batch(

@@ -66,11 +66,25 @@ class Member(Delivery):
     :ivar item: its item, cast to the element type of the list.
     :ivar rest: its other arguments.
     :ivar timeout: seconds its call may take, `None` for no limit.
+    :ivar key: what else it is grouped by.
+    :ivar weight: what it adds to its batch.
+    :ivar same: equal for items that are passed to the function once.
     :ivar slots: the capacity it holds until it is admitted, `None` for none.
     :ivar settled: resolved when it is settled, where somebody waits for that.
     """
 
-    __slots__ = ("item", "plan", "rest", "settled", "slots", "task", "timeout")
+    __slots__ = (
+        "item",
+        "key",
+        "plan",
+        "rest",
+        "same",
+        "settled",
+        "slots",
+        "task",
+        "timeout",
+        "weight",
+    )
 
     item: Any
     rest: Rest
@@ -87,25 +101,33 @@ class Member(Delivery):
         super().__init__(message, task.function, controller, ack_type)
         self.task = task
         self.plan = plan
+        self.key: Hashable = None
+        self.weight = 0.0
+        self.same: Hashable = None
         self.slots: Slots | None = None
         self.settled: asyncio.Future[None] | None = None
 
     def place(self, *, validate: bool) -> Exception | None:
-        """Work out item, rest and timeout.
+        """Work out what it brings to a call, and whom it may share it with.
 
         :returns: what makes that impossible; it fails this message alone.
         """
         try:
             placed = self.plan.place(self.message, validate=validate)
+            self.item, self.rest, self.timeout = placed
+            if self.plan.is_measured:
+                measured = self.plan.measure(self.item, self.rest)
+                self.key, self.weight, self.same = measured
         except Exception as exc:  # noqa: BLE001 - becomes the message's error
             return exc
-        self.item, self.rest, self.timeout = placed
         return None
 
     @property
     def group(self) -> Hashable:
         """The key of the messages it may share a call with."""
-        return self.rest.key if self.timeout is None else (self.rest.key, self.timeout)
+        if self.timeout is None and self.key is None:
+            return self.rest.key
+        return (self.rest.key, self.timeout, self.key)
 
     def admitted(self) -> None:
         """Give the delivery slot back: a buffered message is no delivery any more."""

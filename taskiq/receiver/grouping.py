@@ -7,6 +7,7 @@ The messages of one group have equal arguments beside their item, and an equal
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,6 +54,7 @@ class BatchPlan:
         "_required",
         "_signature",
         "config",
+        "is_measured",
     )
 
     def __init__(
@@ -63,6 +65,11 @@ class BatchPlan:
         dependencies: Iterable[str],
     ) -> None:
         self.config = config
+        #: Whether items have to be looked at by functions of the task's own.
+        self.is_measured = any(
+            function is not None
+            for function in (config.key, config.weight, config.coalesce)
+        )
         self._signature = signature
         self._dependencies = frozenset(dependencies)
         items, *others = signature.parameters.values()
@@ -110,6 +117,27 @@ class BatchPlan:
         timeout = message.labels.get("timeout")
         return item, rest, None if timeout is None else float(timeout)
 
+    def measure(self, item: Any, rest: Rest) -> tuple[Hashable, float, Hashable]:
+        """Ask the task's own functions about an item.
+
+        :returns: the key it is grouped by, its weight, and the key of equal items.
+        :raises Exception: what one of the functions raises, or `TypeError` or
+            `ValueError` for what it returns.
+        """
+        config = self.config
+        key = same = None
+        weight = 0.0
+        if config.key is not None:
+            key = config.key(item, *rest.args, **rest.kwargs)
+            _check_hashable("batch_key", key)
+        if config.weight is not None:
+            weight = config.weight(item)
+            _check_weight(weight)
+        if config.coalesce is not None:
+            same = config.coalesce(item)
+            _check_hashable("batch_coalesce", same)
+        return key, weight, same
+
     def _bind(
         self,
         args: Iterable[Any],
@@ -152,6 +180,22 @@ _VARIADIC: Final = (
     inspect.Parameter.VAR_POSITIONAL,
     inspect.Parameter.VAR_KEYWORD,
 )
+
+
+def _check_hashable(argument: str, value: object) -> None:
+    try:
+        hash(value)
+    except TypeError as exc:
+        raise TypeError(f"{argument} must return something hashable: {exc}") from exc
+
+
+def _check_weight(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"batch_weight must return a number, got {value!r}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(
+            f"batch_weight must return a finite number, 0 or more, got {value!r}",
+        )
 
 
 class _ByValue:

@@ -55,8 +55,7 @@ class Isolation:
             self._give_up()
             return ()
         if not self._suspects:
-            self._suspects, self._waiting = [], sorted(self._waiting)
-            self._called = self._waiting
+            self._called = sorted(self._waiting)
         elif len(self._suspects) == 1:
             self._called = self._suspects
         else:
@@ -77,11 +76,13 @@ class Isolation:
     ) -> None:
         """Report that the items called last failed together.
 
-        :param decided: those of them that have an outcome of their own all the same.
+        :param decided: positions in that call of items that have an outcome of their
+            own all the same.
         :param is_final: whether the error is not one to look for culprits of.
         """
-        called = [index for index in self._called if index not in decided]
-        self._settle([index for index in self._called if index in decided])
+        done = {self._called[position] for position in decided}
+        called = [index for index in self._called if index not in done]
+        self._settle(done)
         if is_final or len(called) <= 1:
             self.errors.update(dict.fromkeys(called, error))
             self._settle(called)
@@ -94,7 +95,7 @@ class Isolation:
         self._waiting = [index for index in self._waiting if index not in found]
         self._suspects = called
 
-    def _settle(self, indices: Sequence[int]) -> None:
+    def _settle(self, indices: Collection[int]) -> None:
         done = set(indices)
         self._suspects = [index for index in self._suspects if index not in done]
         self._waiting = [index for index in self._waiting if index not in done]
@@ -105,4 +106,4 @@ class Isolation:
         """Fail what is left with the error of the smallest call it was in."""
         for index, (_, error) in self._blamed.items():
             self.errors[index] = error
-        self._settle(list(self._blamed))
+        self._settle(tuple(self._blamed))
