@@ -289,12 +289,10 @@ class _Reader:
         value = self._arguments.get("batch_isolate_errors", False)
         if isinstance(value, bool):
             return value
-        if (
-            isinstance(value, tuple)
-            and value
-            and all(isinstance(t, type) and issubclass(t, Exception) for t in value)
-        ):
-            return value
+        if isinstance(value, tuple):
+            kinds: tuple[Any, ...] = value  # pyright: ignore[reportUnknownVariableType]
+            if kinds and all(_is_exception(kind) for kind in kinds):
+                return kinds
         raise self._error(
             "batch_isolate_errors",
             value,
@@ -462,7 +460,7 @@ _AWAITABLES: Final = (
 
 
 def _is_exception(arm: Any) -> bool:
-    return isinstance(arm, type) and issubclass(arm, BaseException)
+    return isinstance(arm, type) and issubclass(arm, Exception)
 
 
 def _name_of(hint: Any) -> str:
