@@ -86,6 +86,9 @@ class Isolation:
         if is_final or len(called) <= 1:
             self.errors.update(dict.fromkeys(called, error))
             self._settle(called)
+            # This explains why larger calls failed: nothing is known of the others.
+            self._waiting += self._suspects
+            self._suspects = []
             return
         for index in called:
             if len(called) <= self._blamed[index][0]:
