@@ -67,8 +67,8 @@ class BatchConfig:
     :ivar max_weight: most weight in one call; `None` is unlimited.
     :ivar coalesce: items of a batch for which it is equal are passed once.
     :ivar isolate_errors: the errors after which parts of a batch are called again, so
-        that only the culprits fail; `True` is every `Exception` but those that say
-        what is to become of the messages, and timeouts; `False` is none.
+        that only the culprits fail; `True` is every `Exception` but timeouts, `False`
+        is none. `NoResultError` and `TaskRejectedError` are never among them.
     """
 
     size: int = 100
@@ -85,20 +85,18 @@ class BatchConfig:
 
     def isolates(self, error: BaseException) -> bool:
         """Whether the culprits of an error are looked for."""
-        if self.isolate_errors is False:
+        if self.isolate_errors is False or isinstance(error, _DELIBERATE):
             return False
         if self.isolate_errors is True:
-            return isinstance(error, Exception) and not isinstance(error, _DELIBERATE)
+            return isinstance(error, Exception) and not isinstance(error, _TIMEOUTS)
         return isinstance(error, self.isolate_errors)
 
 
-#: Errors that are meant for every message of the call they come from.
-_DELIBERATE: Final = (
-    NoResultError,
-    TaskRejectedError,
-    TimeoutError,
-    asyncio.TimeoutError,
-)
+#: What a function raises to say what is to become of every message of its call.
+_DELIBERATE: Final = (NoResultError, TaskRejectedError)
+
+#: Parts of a call that took too long would take long again, one after the other.
+_TIMEOUTS: Final = (TimeoutError, asyncio.TimeoutError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +199,8 @@ class _Reader:
             key=self._function("batch_key"),
             weight=self._function("batch_weight"),
             max_weight=self._max_weight(),
-            coalesce=self._function("batch_coalesce"),
-            isolate_errors=self._isolate_errors(),
+            coalesce=self._coalesce(size),
+            isolate_errors=self._isolate_errors(size),
         )
 
     @typing.overload
@@ -249,13 +247,28 @@ class _Reader:
             return None
         if not callable(value):
             raise self._error(name, value, "it must be callable with an item")
-        if is_coroutine_function(value):
+        if is_coroutine_function(value) or _is_generator_function(value):
             raise self._error(
                 name,
                 value,
                 "it must be a plain function: items are sorted without waiting",
             )
+        if not _takes_item(value, with_rest=name == "batch_key"):
+            allowed = "it must take an item as its only argument"
+            if name == "batch_key":
+                allowed = "it must take an item, and the task's other arguments"
+            raise self._error(name, value, allowed)
         function: Callable[..., Any] = value
+        return function
+
+    def _coalesce(self, size: int) -> Callable[[Any], Hashable] | None:
+        function = self._function("batch_coalesce")
+        if function is not None and size == 1:
+            raise self._error(
+                "batch_coalesce",
+                function,
+                "with batch_size=1 no batch has two items that could be equal",
+            )
         return function
 
     def _max_weight(self) -> float | None:
@@ -285,19 +298,29 @@ class _Reader:
             raise self._error("batch_max_weight", value, allowed)
         return float(value)
 
-    def _isolate_errors(self) -> bool | tuple[type[Exception], ...]:
+    def _isolate_errors(self, size: int) -> bool | tuple[type[Exception], ...]:
         value = self._arguments.get("batch_isolate_errors", False)
-        if isinstance(value, bool):
-            return value
+        isolated = value if isinstance(value, bool) else self._error_classes(value)
+        if isolated and size == 1:
+            allowed = "with batch_size=1 there is nothing to isolate a culprit from"
+            raise self._error("batch_isolate_errors", value, allowed)
+        return isolated
+
+    def _error_classes(self, value: Any) -> tuple[type[Exception], ...]:
+        kinds: tuple[Any, ...] = ()
         if isinstance(value, tuple):
-            kinds: tuple[Any, ...] = value  # pyright: ignore[reportUnknownVariableType]
-            if kinds and all(_is_exception(kind) for kind in kinds):
-                return kinds
-        raise self._error(
-            "batch_isolate_errors",
-            value,
-            "it must be True, False or a tuple of Exception classes",
-        )
+            kinds = value  # pyright: ignore[reportUnknownVariableType] - checked below
+        if not kinds or not all(_is_exception(kind) for kind in kinds):
+            allowed = "it must be True, False or a tuple of Exception classes"
+            raise self._error("batch_isolate_errors", value, allowed)
+        for kind in kinds:
+            if issubclass(kind, _DELIBERATE):
+                allowed = (
+                    f"{kind.__name__} says what is to become of every message of its "
+                    "call, so there are no culprits to look for"
+                )
+                raise self._error("batch_isolate_errors", value, allowed)
+        return kinds
 
     def _results(self, return_hint: Any) -> BatchResults:
         annotated_each = is_list(return_hint)
@@ -375,6 +398,25 @@ _POSITIONAL: Final = (
 def _is_generator_function(function: Callable[..., Any]) -> bool:
     code = underlying_function(function)
     return inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code)
+
+
+def _takes_item(function: Callable[..., Any], *, with_rest: bool) -> bool:
+    """Whether a function can be called with an item.
+
+    :param with_rest: whether further arguments may follow it.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return True  # a builtin that does not say: its first call will tell
+    try:
+        if with_rest:
+            signature.bind_partial(None)
+        else:
+            signature.bind(None)
+    except TypeError:
+        return False
+    return True
 
 
 def item_type(hint: Any) -> Any:

@@ -56,12 +56,12 @@ class BatchCall:
         """
         shares = self._shares()
         outcomes, error = await self._call(shares)
-        if error is not None and self._config.isolates(error) and len(shares) > 1:
+        if error is not None:
+            if len(shares) == 1 or not self._config.isolates(error):
+                # Logged with its traceback where it was caught, once for all of them.
+                outcomes = [own or Failed(error) for own in outcomes]
+                return self._handed_out(shares, outcomes)
             await self._isolate(shares, outcomes, error)
-        elif error is not None:
-            # Logged with its traceback where it was caught, once for all of them.
-            outcomes = [own or Failed(error) for own in outcomes]
-            return self._handed_out(shares, outcomes)
         handed_out = self._handed_out(shares, outcomes)
         self._log_failures(handed_out)
         return handed_out
@@ -154,6 +154,8 @@ class BatchCall:
         :param outcomes: filled in where it holds `None`.
         """
         suspects = [index for index, own in enumerate(outcomes) if own is None]
+        if not suspects:
+            return
         logger.warning(
             "Batch %s of task %s failed with %r; looking for the culprits among "
             "%d items.",

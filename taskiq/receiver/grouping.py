@@ -183,6 +183,10 @@ _VARIADIC: Final = (
 
 
 def _check_hashable(argument: str, value: object) -> None:
+    if inspect.iscoroutine(value):
+        # It can be hashed, but never equals another.
+        value.close()
+        raise TypeError(f"{argument} must return a plain value, not a coroutine")
     try:
         hash(value)
     except TypeError as exc:
