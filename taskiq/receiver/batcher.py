@@ -82,6 +82,7 @@ class Batch(Generic[_Member]):
         "reason",
         "sequence",
         "state",
+        "turn",
         "unsettled",
         "weight",
     )
@@ -96,6 +97,8 @@ class Batch(Generic[_Member]):
         self.lane = lane
         self.group = group
         self.sequence = sequence
+        # Among groups with a due batch the lowest turn is next.
+        self.turn = sequence
         self.opened_at = opened_at
         self.joined_at = opened_at
         self.members: list[_Member] = []
@@ -133,6 +136,7 @@ class Lane(Generic[_Member]):
         "due",
         "open",
         "owner",
+        "queues",
         "running",
         "settling",
         "waiting",
@@ -143,7 +147,9 @@ class Lane(Generic[_Member]):
         self.config = config
         # The batch each group is filling. A batch that is full or taken has left.
         self.open: dict[Hashable, Batch[_Member]] = {}
-        # Batches with a reason to leave, the one that has waited longest first.
+        # Batches with a reason to leave, in order of arrival within each group.
+        self.queues: dict[Hashable, list[Batch[_Member]]] = {}
+        # The first of each queue under its turn, a heap: the lowest turn is next.
         self.due: list[tuple[int, Batch[_Member]]] = []
         # Members beyond `max_buffered`, in order of arrival, not yet admitted.
         self.waiting: deque[tuple[Hashable, _Member, float]] = deque()
@@ -243,7 +249,11 @@ class Batcher(Generic[_Member]):
         return not self._lanes
 
     def take(self) -> Batch[_Member] | None:
-        """Seal the due batch that has waited longest, or say there is none to start.
+        """Seal the batch that starts next, or say there is none to start.
+
+        Among the groups with a due batch it is the turn of the one that has waited
+        longest since it came or since a batch of it was last taken: however much of a
+        busy group is due, another one waits for a single batch of it at most.
 
         The caller starts its call at once: a batch is sealed only when it can start.
         """
@@ -253,6 +263,7 @@ class Batcher(Generic[_Member]):
         _, batch = heapq.heappop(lane.due)
         if lane.open.get(batch.group) is batch:
             del lane.open[batch.group]
+        self._line_up_next(batch)
         batch.move(BatchState.SEALED)
         batch.unsettled = len(batch.members)
         lane.running += 1
@@ -328,6 +339,7 @@ class Batcher(Generic[_Member]):
                 lane.buffered -= len(batch.members)
             abandoned += [member for _, member, _ in lane.waiting]
             lane.open.clear()
+            lane.queues.clear()
             lane.due.clear()
             lane.waiting.clear()
             if lane.buffered == 0:
@@ -339,7 +351,9 @@ class Batcher(Generic[_Member]):
         lanes = self._lanes.values()
         return BatcherStatistics(
             open_groups=sum(len(lane.open) for lane in lanes),
-            due_batches=sum(len(lane.due) for lane in lanes),
+            due_batches=sum(
+                len(queue) for lane in lanes for queue in lane.queues.values()
+            ),
             running_calls=sum(lane.running for lane in lanes),
             buffered=sum(lane.buffered for lane in lanes),
             waiting=sum(len(lane.waiting) for lane in lanes),
@@ -371,12 +385,11 @@ class Batcher(Generic[_Member]):
             if lane.open.get(batch.group) is batch:
                 del lane.open[batch.group]
             if batch.reason is not None:
-                lane.due.remove((batch.sequence, batch))
-                heapq.heapify(lane.due)
+                _take_out_of_line(batch)
         self._let_go(lane)
 
     def _next_lane(self) -> Lane[_Member] | None:
-        """Find the lane of the longest waiting batch that may start."""
+        """Find the lane of the batch whose turn it is, of those that may start."""
         first: Lane[_Member] | None = None
         for lane in self._lanes.values():
             if (
@@ -457,8 +470,22 @@ class Batcher(Generic[_Member]):
         self._disarm(batch)
         if batch.reason is None:
             batch.reason = reason
-            heapq.heappush(batch.lane.due, (batch.sequence, batch))
+            _line_up(batch)
             self._wake()
+
+    def _line_up_next(self, taken: Batch[_Member]) -> None:
+        """Give the next batch of a group its turn, after all that wait already."""
+        lane, group = taken.lane, taken.group
+        queue = lane.queues[group]
+        del queue[0]
+        following = queue[0] if queue else lane.open.get(group)
+        if following is not None:
+            self._sequence += 1
+            following.turn = self._sequence
+        if queue:
+            heapq.heappush(lane.due, (queue[0].turn, queue[0]))
+        else:
+            del lane.queues[group]
 
     def _relieve(self, lane: Lane[_Member]) -> None:
         """Flush the oldest group of a full lane, unless something leaves anyway.
@@ -479,9 +506,37 @@ class Batcher(Generic[_Member]):
             batch.alarm = None
 
 
+def _line_up(batch: Batch[_Member]) -> None:
+    """Put a batch that has fallen due behind those of its group."""
+    lane = batch.lane
+    queue = lane.queues.get(batch.group)
+    if queue is not None:
+        queue.append(batch)
+        return
+    lane.queues[batch.group] = [batch]
+    heapq.heappush(lane.due, (batch.turn, batch))
+
+
+def _take_out_of_line(batch: Batch[_Member]) -> None:
+    """Forget a due batch; the next one of its group has its turn."""
+    lane = batch.lane
+    queue = lane.queues[batch.group]
+    position = queue.index(batch)
+    del queue[position]
+    if position > 0:
+        return
+    lane.due.remove((batch.turn, batch))
+    if queue:
+        queue[0].turn = batch.turn
+        lane.due.append((batch.turn, queue[0]))
+    else:
+        del lane.queues[batch.group]
+    heapq.heapify(lane.due)
+
+
 def _open_batches(lane: Lane[_Member]) -> list[Batch[_Member]]:
     """List the batches that can still be taken, the oldest first."""
-    found = {batch.sequence: batch for _, batch in lane.due}
+    found = {b.sequence: b for queue in lane.queues.values() for b in queue}
     found.update((batch.sequence, batch) for batch in lane.open.values())
     return [found[sequence] for sequence in sorted(found)]
 

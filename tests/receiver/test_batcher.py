@@ -467,6 +467,49 @@ def test_the_longest_waiting_batch_starts_first_among_tasks_too() -> None:
     assert [members for members, _ in bench.left()] == ["a", "bc", "de"]
 
 
+def test_a_busy_group_takes_turns_with_the_others_however_much_of_it_is_due() -> None:
+    bench = Bench(size=2, concurrency=1)
+    bench.offer("abcdefgh", group="busy")
+    running = bench.take()
+    bench.offer("q", group="quiet")
+    bench.offer("r", group="other")
+    bench.clock.advance(10)
+    bench.finish(running)
+    # The busy group was served last when the others came: it has one turn before.
+    assert [members for members, _ in bench.left()] == ["cd", "q", "r", "ef", "gh"]
+
+
+def test_a_batch_that_fills_while_its_group_is_served_has_no_older_right() -> None:
+    bench = Bench(size=2, concurrency=1)
+    bench.offer("abc", group="busy")
+    bench.offer("q", group="quiet")
+    running = bench.take()
+    bench.offer("d", group="busy")
+    bench.clock.advance(10)
+    bench.finish(running)
+    assert [members for members, _ in bench.left()] == ["q", "cd"]
+
+
+def test_the_turn_of_a_batch_that_is_withdrawn_is_that_of_the_next() -> None:
+    bench = Bench(size=1, concurrency=1)
+    bench.offer("abc", group="busy")
+    running = bench.take()
+    bench.offer("q", group="quiet")
+    assert bench.batcher.withdraw("task", "busy", "b")
+    bench.finish(running)
+    assert [members for members, _ in bench.left()] == ["c", "q"]
+    bench.assert_nothing_is_left()
+
+
+def test_what_is_withdrawn_behind_others_of_its_group_changes_no_turn() -> None:
+    bench = Bench(size=1)
+    bench.offer("abc", group="busy")
+    bench.offer("q", group="quiet")
+    assert bench.batcher.withdraw("task", "busy", "b")
+    assert [members for members, _ in bench.left()] == ["a", "q", "c"]
+    bench.assert_nothing_is_left()
+
+
 # -- Withdrawing and abandoning -----------------------------------------------------
 
 
@@ -656,6 +699,7 @@ class ExpectedBatch:
     group: int
     opened_at: float
     joined_at: float
+    turn: int
     members: list[int] = field(default_factory=list)
     weight: float = 0
     is_full: bool = False
@@ -689,6 +733,7 @@ class BatcherModel(RuleBasedStateMachine):
         )
         self.configs: dict[str, BatchConfig] = {}
         self.count = 0
+        self.turns = 0
         self.is_woken = False
         self.draining: FlushReason | None = None
         # Batches not yet taken, in the order they were opened; and who waits outside.
@@ -732,6 +777,17 @@ class BatcherModel(RuleBasedStateMachine):
             if batch.reason is not None and self._may_start(batch.owner)
         ]
 
+    def _next_turn(self) -> int:
+        self.turns += 1
+        return self.turns
+
+    def _following(self, batch: ExpectedBatch) -> ExpectedBatch | None:
+        """The oldest batch of the same group, once this one has left."""
+        for other in self.open:
+            if (other.owner, other.group) == (batch.owner, batch.group):
+                return other
+        return None
+
     def _filling(self, owner: str, group: int) -> ExpectedBatch | None:
         for batch in self.open:
             if (batch.owner, batch.group, batch.is_full) == (owner, group, False):
@@ -747,7 +803,8 @@ class BatcherModel(RuleBasedStateMachine):
             batch = None
         now = self.clock.time()
         if batch is None:
-            batch = ExpectedBatch(offered.owner, offered.group, now, now)
+            turn = self._next_turn()
+            batch = ExpectedBatch(offered.owner, offered.group, now, now, turn)
             self.open.append(batch)
         batch.joined_at = now
         batch.members.append(offered.number)
@@ -847,11 +904,16 @@ class BatcherModel(RuleBasedStateMachine):
         if batch is None:
             assert not due
             return
-        expected = due[0]
+        # The first of each group has a turn; those behind it have to wait for theirs.
+        first = {(each.owner, each.group): each for each in reversed(due)}
+        expected = min(first.values(), key=lambda each: each.turn)
         assert batch.members == expected.members
         assert batch.reason is expected.reason
         assert batch.opened_at == expected.opened_at
         self.open.remove(expected)
+        following = self._following(expected)
+        if following is not None:
+            following.turn = self._next_turn()
         self.running.append(batch)
         self._check_taken(batch)
 
@@ -920,10 +982,18 @@ class BatcherModel(RuleBasedStateMachine):
                 batch.members.remove(offered.number)
                 batch.weight -= offered.weight
                 if not batch.members:
-                    self.open.remove(batch)
+                    self._expect_emptied(batch)
                 self._expect_places_taken(offered.owner)
                 return True
         return False
+
+    def _expect_emptied(self, batch: ExpectedBatch) -> None:
+        """A due batch that loses its members leaves its turn to the next one."""
+        was_first = self._following(batch) is batch
+        self.open.remove(batch)
+        following = self._following(batch)
+        if was_first and following is not None and following.reason is not None:
+            following.turn = batch.turn
 
     @rule()
     def flush(self) -> None:
