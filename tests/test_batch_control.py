@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +65,7 @@ class Worker:
 
     def __init__(
         self,
-        body: Callable[[list[Any]], Any] = lambda items: None,
+        body: Callable[[list[Any]], Any] = lambda _: None,
         *middlewares: TaskiqMiddleware,
         receiver: dict[str, Any] | None = None,
         **limits: Any,
@@ -83,12 +84,8 @@ class Worker:
             return await returned if asyncio.iscoroutine(returned) else returned
 
         limits.setdefault("batch_timeout", _FOREVER)
-        self.task: AsyncTaskiqDecoratedTask[..., Any] = self.broker.register_task(
-            work,
-            task_name="work",
-            batch=True,
-            **limits,
-        )
+        task: Any = self.broker.task("work", batch=True, **limits)(work)
+        self.task: AsyncTaskiqDecoratedTask[..., Any] = task
         self.receiver = Receiver(
             self.broker,
             run_startup=False,
@@ -160,7 +157,7 @@ def poisoned_by(*poison: Any) -> Callable[[list[Any]], list[Any]]:
 
 def test_items_share_a_call_only_with_those_of_their_tenant() -> None:
     worker = run(
-        Worker(batch_key=lambda item, rest: item["tenant"]),
+        Worker(batch_key=lambda item, _: item["tenant"]),
         *({"tenant": "ab"[n % 2], "n": n} for n in range(6)),
     )
     assert [[item["n"] for item in call] for call in worker.calls] == [
@@ -172,7 +169,7 @@ def test_items_share_a_call_only_with_those_of_their_tenant() -> None:
 
 def test_each_tenant_fills_a_batch_of_its_own() -> None:
     worker = run(
-        Worker(batch_key=lambda item, rest: item[0], batch_size=2),
+        Worker(batch_key=lambda item, _: item[0], batch_size=2),
         "a1", "b1", "a2", "b2", "a3",
     )  # fmt: skip
     assert sorted(worker.calls) == [["a1", "a2"], ["a3"], ["b1", "b2"]]
@@ -197,8 +194,8 @@ def test_a_key_sees_the_other_arguments_as_the_function_does() -> None:
     ) -> None: ...
 
     async def main() -> None:
-        await work.kiq(1, "hello")  # type: ignore[call-arg] # the context is injected
-        await work.kiq(2, text="hello", urgent=True)  # type: ignore[call-arg] # so
+        await work.kiq(1, "hello")  # type: ignore[call-overload] # the rest is injected
+        await work.kiq(2, text="hello", urgent=True)  # type: ignore[call-overload] # so
         await broker.wait_all()
 
     run_virtual(main())
@@ -226,7 +223,7 @@ def test_a_key_is_of_the_item_as_it_was_cast() -> None:
 
 
 def test_equal_arguments_are_still_asked_for_beside_equal_keys() -> None:
-    worker = Worker(batch_key=lambda item, rest: "same")
+    worker = Worker(batch_key=lambda *_: "same")
 
     async def main() -> None:
         await worker.send(1, 2, rest="x")
@@ -239,7 +236,7 @@ def test_equal_arguments_are_still_asked_for_beside_equal_keys() -> None:
 
 
 def test_a_key_of_none_is_a_key_like_any_other() -> None:
-    worker = run(Worker(batch_key=lambda item, rest: item or None), 0, 1, 0, 1)
+    worker = run(Worker(batch_key=lambda item, _: item or None), 0, 1, 0, 1)
     assert worker.calls == [[0, 0], [1, 1]]
 
 
@@ -277,7 +274,7 @@ def test_size_bounds_a_batch_of_light_items() -> None:
 
 def test_each_key_has_its_own_weight() -> None:
     worker = run(
-        tokens(batch_key=lambda item, rest: item[0]),
+        tokens(batch_key=lambda item, _: item[0]),
         "a" * 6, "b" * 6, "a" * 4, "b" * 4,
     )  # fmt: skip
     assert worker.calls == [["a" * 6, "a" * 4], ["b" * 6, "b" * 4]]
@@ -313,7 +310,7 @@ _HASHABLE = [
         "{name} must return something hashable: unhashable type: 'list'",
     ),
     (
-        lambda item, *rest: coroutine() if item == "bad" else 1,
+        lambda item, *_: coroutine() if item == "bad" else 1,
         TypeError,
         "{name} must return a plain value, not a coroutine",
     ),
@@ -335,6 +332,10 @@ _WEIGHING = [
 ]
 
 
+def _of_item(function: Callable[..., Any], item: Any) -> Any:
+    return function(item)
+
+
 @pytest.mark.parametrize(
     ("argument", "function", "kind", "text"),
     [
@@ -351,7 +352,7 @@ def test_an_item_that_cannot_be_placed_fails_alone(
 ) -> None:
     limits: dict[str, Any] = {argument: function}
     if argument != "batch_key":
-        limits[argument] = lambda item: function(item)
+        limits[argument] = functools.partial(_of_item, function)
     if argument == "batch_weight":
         limits["batch_max_weight"] = 10
     retried: list[str] = []
@@ -361,7 +362,7 @@ def test_an_item_that_cannot_be_placed_fails_alone(
             retried.append(message.task_id)
 
     worker = run(
-        Worker(lambda items: len(items), OnError(), batch_size=5, **limits),
+        Worker(len, OnError(), batch_size=5, **limits),
         1, "bad", 3,
     )  # fmt: skip
     # Coalescing passes the equal good ones once.
@@ -448,7 +449,7 @@ def test_a_batch_of_duplicates_only_has_nobody_to_tell_apart() -> None:
 
 def test_the_entries_of_a_list_are_counted_by_items_not_by_messages() -> None:
     worker = run(
-        Worker(lambda items: [1, 2, 3], batch_coalesce=str, batch_results="each"),
+        Worker(lambda _: [1, 2, 3], batch_coalesce=str, batch_results="each"),
         "a", "b", "a",
     )  # fmt: skip
     assert len(worker.errors) == 3
@@ -488,7 +489,9 @@ def contextual(
     ) -> Any:
         return await act(context, items)
 
-    return broker.register_task(work, batch=True, **limits)
+    task: Any = broker.task(batch=True, **limits)(work)
+    registered: AsyncTaskiqDecoratedTask[..., Any] = task
+    return registered
 
 
 class ContextWorker(Worker):
@@ -501,7 +504,7 @@ class ContextWorker(Worker):
         receiver: dict[str, Any] | None = None,
         **limits: Any,
     ) -> None:
-        super().__init__(lambda items: None, *middlewares, receiver=receiver)
+        super().__init__(len, *middlewares, receiver=receiver)
         limits.setdefault("batch_timeout", _FOREVER)
 
         async def written_down(context: BatchContext, items: list[Any]) -> Any:
@@ -571,7 +574,7 @@ def test_progress_reaches_every_duplicate() -> None:
         await tracker.set_progress(TaskState.STARTED, len(items))
 
     async def main() -> None:
-        handles = [await work.kiq(item) for item in "aba"]  # type: ignore[call-arg] # injected
+        handles = [await work.kiq(item) for item in "aba"]  # type: ignore[call-overload] # injected
         await broker.wait_all()
         for handle in handles:
             progress = await handle.get_progress()
@@ -643,7 +646,7 @@ def test_an_outage_costs_a_bounded_number_of_calls_and_fails_everybody() -> None
 
 def test_a_list_of_the_wrong_length_is_no_error_to_isolate() -> None:
     worker = run(
-        Worker(lambda items: [1], batch_results="each", batch_isolate_errors=True),
+        Worker(lambda _: [1], batch_results="each", batch_isolate_errors=True),
         1, 2,
     )  # fmt: skip
     assert worker.calls == [[1, 2]]
@@ -713,9 +716,7 @@ def test_the_timeout_of_a_call_is_not_isolated_and_each_call_has_its_own() -> No
     assert len(slow.errors) == 4
 
 
-def test_an_error_that_is_not_isolated_ends_the_search_among_the_items_of_its_call() -> (
-    None
-):
+def test_an_error_that_is_not_isolated_ends_the_search_among_its_items() -> None:
     def body(items: list[int]) -> list[int]:
         if len(items) == 4:
             raise ValueError
@@ -983,7 +984,7 @@ def test_a_direct_call_is_a_batch_of_one_whatever_the_controls() -> None:
         batch=True,
         batch_key=lambda item: item,
         batch_coalesce=lambda item: item,
-        batch_weight=lambda item: 100,
+        batch_weight=lambda _: 100,
         batch_max_weight=1,
         batch_isolate_errors=True,
     )
@@ -1004,7 +1005,7 @@ def test_a_direct_call_is_a_batch_of_one_whatever_the_controls() -> None:
 
 def test_ten_thousand_keys_seen_once_leave_nothing_behind() -> None:
     worker = Worker(
-        batch_key=lambda item, rest: item,
+        batch_key=lambda item, _: item,
         batch_timeout=1,
         batch_max_buffered=500,
         receiver={"max_prefetch": 100},
@@ -1016,7 +1017,7 @@ def test_ten_thousand_keys_seen_once_leave_nothing_behind() -> None:
         receiver = worker.receiver
 
         async def watch() -> None:
-            while len(worker.broker.acked) < 10_000:  # noqa: ASYNC110 - virtual time
+            while len(worker.broker.acked) < 10_000:
                 held.append(receiver.batching.statistics().open_groups)
                 await asyncio.sleep(0.1)
 
@@ -1056,7 +1057,7 @@ def test_a_key_with_nearly_all_the_traffic_does_not_delay_the_others() -> None:
 
         worker = Worker(
             body,
-            batch_key=lambda item, rest: item.split()[0],
+            batch_key=lambda item, _: item.split()[0],
             batch_size=10,
             batch_timeout=timeout,
             batch_concurrency=1,
