@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from taskiq.abc.formatter import TaskiqFormatter
     from taskiq.abc.result_backend import AsyncResultBackend
+    from taskiq.receiver.batcher import BatcherStatistics
 
 __all__ = [
     "AckableMessage",
@@ -95,6 +96,10 @@ class AsyncBroker(ABC):
 
     #: Tasks that every broker finds: those of the shared broker.
     global_task_registry: ClassVar[dict[str, AsyncTaskiqDecoratedTask[Any, Any]]] = {}
+
+    #: Counts what waits and runs in batches now, for middlewares that measure it. A
+    #: receiver sets it for its broker; of several the latest one counts.
+    batch_statistics: Callable[[], BatcherStatistics] | None = None
 
     def __init__(
         self,

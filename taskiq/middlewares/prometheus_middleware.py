@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskiq.abc.middleware import TaskiqMiddleware
 from taskiq.middlewares._multiprocess import remove_leftovers
+from taskiq.receiver.batcher import BatcherStatistics
 from taskiq.serializers._optional import import_optional
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from prometheus_client import Counter, Histogram
+    from prometheus_client import Counter, Gauge, Histogram
 
     from taskiq.batch import BatchInfo
     from taskiq.message import TaskiqMessage
@@ -26,12 +28,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("taskiq.prometheus")
 
-_Metric = TypeVar("_Metric", "Counter", "Histogram")
+_Metric = TypeVar("_Metric", "Counter", "Gauge", "Histogram")
 
 _DIRECTORY_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 #: From single messages to the largest batches that make sense, three to a decade.
 _BATCH_SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+
+#: Seconds between two looks at what is buffered, while anything is.
+_SAMPLING_INTERVAL: Final = 1.0
 
 #: When the batch that this asyncio task runs was started, by `time.perf_counter`.
 _batch_started: ContextVar[float | None] = ContextVar("_batch_started", default=None)
@@ -69,10 +74,12 @@ class PrometheusMiddleware(TaskiqMiddleware):
 
         self.server_port = server_port
         self.server_addr = server_addr
+        # The next look at what is buffered; there is none while nothing is.
+        self._sampling: asyncio.Handle | None = None
         self._create_metrics()
 
     def _create_metrics(self) -> None:
-        from prometheus_client import Counter, Histogram  # noqa: PLC0415
+        from prometheus_client import Counter, Gauge, Histogram  # noqa: PLC0415
 
         def counter(name: str, help_text: str, *labels: str) -> Counter:
             return _metric(
@@ -83,6 +90,13 @@ class PrometheusMiddleware(TaskiqMiddleware):
             return _metric(
                 name,
                 lambda: Histogram(name, help_text, ["task_name"], **options),
+            )
+
+        def gauge(name: str, help_text: str) -> Gauge:
+            # What ended processes held is held no more.
+            return _metric(
+                name,
+                lambda: Gauge(name, help_text, multiprocess_mode="livesum"),
             )
 
         self.received_tasks = counter("received_tasks", "Tasks received")
@@ -112,6 +126,18 @@ class PrometheusMiddleware(TaskiqMiddleware):
             "taskiq_batch_flushes",
             "Batches by the reason they left for",
             "reason",
+        )
+        self.batch_isolation_calls = counter(
+            "taskiq_batch_isolation_calls",
+            "Calls beyond the first that it took to find what failed a batch",
+        )
+        self.batch_buffered = gauge(
+            "taskiq_batch_buffered_messages",
+            "Messages that wait in a batch, run, or are being settled",
+        )
+        self.batch_open_groups = gauge(
+            "taskiq_batch_open_groups",
+            "Batches that take more messages",
         )
 
     def startup(self) -> None:
@@ -143,6 +169,7 @@ class PrometheusMiddleware(TaskiqMiddleware):
         :returns: the message.
         """
         self.received_tasks.labels(message.task_name).inc()
+        self._sample_soon()
         return message
 
     def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
@@ -169,12 +196,45 @@ class PrometheusMiddleware(TaskiqMiddleware):
         batch: BatchInfo,
         results: Sequence[TaskiqResult[Any]],
     ) -> None:
-        """Count the seconds that the call of a batch took."""
+        """Count the seconds that the calls of a batch took, and the extra ones."""
         del results  # their times are rounded
+        if batch.isolation_calls:
+            calls = self.batch_isolation_calls.labels(batch.task_name)
+            calls.inc(batch.isolation_calls)
         started = _batch_started.get()
         if started is not None:
             seconds = time.perf_counter() - started
             self.batch_run_time.labels(batch.task_name).observe(seconds)
+
+    def shutdown(self) -> None:
+        """Look at what is buffered for the last time."""
+        if self._sampling is not None:
+            self._sampling.cancel()
+            self._sampling = None
+            self._sample()
+
+    def _sample_soon(self) -> None:
+        """See to it that what is buffered is looked at while there is something."""
+        if self._sampling is None and self.broker.batch_statistics is not None:
+            self._sampling = asyncio.get_running_loop().call_soon(self._sample_on)
+
+    def _sample_on(self) -> None:
+        """Look at what is buffered, and again after a while unless it is nothing.
+
+        A scrape is answered by one process for all, from files: no process can be asked
+        for what it holds at that moment.
+        """
+        self._sampling = None
+        if not self._sample().is_idle:
+            loop = asyncio.get_running_loop()
+            self._sampling = loop.call_later(_SAMPLING_INTERVAL, self._sample_on)
+
+    def _sample(self) -> BatcherStatistics:
+        count = self.broker.batch_statistics
+        statistics = BatcherStatistics() if count is None else count()
+        self.batch_buffered.set(statistics.buffered)
+        self.batch_open_groups.set(statistics.open_groups)
+        return statistics
 
 
 def _metric(name: str, create: Callable[[], _Metric]) -> _Metric:

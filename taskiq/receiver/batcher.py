@@ -174,19 +174,27 @@ class Lane(Generic[_Member]):
 
 @dataclass(frozen=True, slots=True)
 class BatcherStatistics:
-    """What a batcher holds at one moment."""
+    """What a batcher holds at one moment.
 
-    open_groups: int
-    due_batches: int
-    running_calls: int
-    buffered: int
-    waiting: int
-    armed_alarms: int
+    :ivar open_groups: batches that take more messages.
+    :ivar due_batches: batches that start as soon as they can.
+    :ivar running_calls: batches whose call has not ended.
+    :ivar buffered: messages that wait in a batch, run, or are being settled.
+    :ivar waiting: messages beyond `max_buffered`, not yet in a batch.
+    :ivar armed_alarms: timers of open batches.
+    """
+
+    open_groups: int = 0
+    due_batches: int = 0
+    running_calls: int = 0
+    buffered: int = 0
+    waiting: int = 0
+    armed_alarms: int = 0
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is held, running or armed."""
-        return self == BatcherStatistics(0, 0, 0, 0, 0, 0)
+        return self == BatcherStatistics()
 
 
 class Batcher(Generic[_Member]):

@@ -33,6 +33,7 @@ from taskiq.batch import FlushReason
 from taskiq.context import Context
 from taskiq.hooks import hooks_of
 from taskiq.outcome import Failed
+from taskiq.receiver.batcher import BatcherStatistics
 from taskiq.receiver.batching import Batching
 from taskiq.receiver.capacity import log_batch_tasks
 from taskiq.receiver.delivery import Delivery, Member, Refused, describe
@@ -130,6 +131,7 @@ class Receiver:
         self._prefetch: Prefetch | None = None
         # Whether `listen` has started the broker: a restart must not do it again.
         self.has_started_broker = False
+        broker.batch_statistics = self.batch_statistics
         for name, task in broker.get_all_tasks().items():
             self._prepare_task(name, task.original_func)
 
@@ -404,6 +406,11 @@ class Receiver:
                 self._running,
             )
         return batching
+
+    def batch_statistics(self) -> BatcherStatistics:
+        """Count what waits and runs in batches now."""
+        batching = self._batching
+        return BatcherStatistics() if batching is None else batching.statistics()
 
     def _is_starved(self) -> bool:
         """Whether the broker was asked for a message and gives none."""

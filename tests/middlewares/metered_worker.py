@@ -48,6 +48,41 @@ async def run_tasks(*middlewares: PrometheusMiddleware) -> None:
     await broker.shutdown()
 
 
+async def hold_and_isolate(port: int, middleware: PrometheusMiddleware) -> None:
+    """Tell what the endpoint says while messages wait, and once they have run."""
+    broker = InMemoryBroker().with_middlewares(middleware)
+    broker.is_worker_process = True
+
+    @broker.task(
+        "keyed",
+        batch=True,
+        batch_timeout=3600,
+        batch_key=lambda item: item % 2,
+        batch_isolate_errors=True,
+    )
+    async def keyed(items: list[int]) -> None:
+        if 4 in items:
+            raise ValueError(items)
+
+    await broker.startup()
+    for item in (1, 2, 3, 4, 6):
+        await keyed.kiq(item)
+    while broker.receiver.batch_statistics().buffered < 5:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    # What was asked for when the last one joined has its turn.
+    await asyncio.sleep(0)
+    print(scrape(port), "# END", sep="\n")  # noqa: T201
+    await broker.wait_all()
+    await broker.shutdown()
+    print(scrape(port), "# END", sep="\n", flush=True)  # noqa: T201
+
+
+def holding(directory: Path, port: int) -> None:
+    asyncio.run(
+        hold_and_isolate(port, PrometheusMiddleware(directory, port, "127.0.0.1")),
+    )
+
+
 def scrape(port: int) -> str:
     direct = build_opener(ProxyHandler({}))
     with direct.open(f"http://127.0.0.1:{port}/metrics") as response:
@@ -103,6 +138,7 @@ def name_taken(directory: Path, port: int) -> None:
 
 PROGRAMS: dict[str, Callable[[Path, int], None]] = {
     "worker": worker,
+    "holding": holding,
     "client": client,
     "bad_address": bad_address,
     "two_instances": two_instances,

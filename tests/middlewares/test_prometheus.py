@@ -127,6 +127,21 @@ def test_each_message_of_a_batch_is_counted_as_one_of_a_plain_task(
     assert samples['execution_time_count{task_name="batch"}'] == 4
 
 
+def test_what_is_held_and_what_isolation_costs_is_measured_without_a_label_per_key(
+    tmp_path: Path,
+) -> None:
+    with running("holding", tmp_path, free_port()) as program:
+        held, ended = program.samples(), program.samples()
+
+    assert held["taskiq_batch_buffered_messages"] == 5
+    assert held["taskiq_batch_open_groups"] == 2
+    assert ended["taskiq_batch_buffered_messages"] == 0
+    assert ended["taskiq_batch_open_groups"] == 0
+    # After [2, 4, 6]: [2], then [4], then [6].
+    assert ended['taskiq_batch_isolation_calls_total{task_name="keyed"}'] == 3
+    assert 'taskiq_batch_isolation_calls_total{task_name="keyed"}' not in held
+
+
 def test_batches_are_measured_by_size_wait_run_and_reason(
     samples: dict[str, float],
 ) -> None:
@@ -149,6 +164,7 @@ def test_no_metric_has_another_label_than_task_reason_and_bucket(
     labels = {
         pair.partition("=")[0]
         for name in samples
+        if "{" in name
         for pair in name.partition("{")[2].rstrip("}").split(",")
     }
 
