@@ -215,7 +215,8 @@ class Batching:
             finally:
                 self._batcher.call_ended(batch)
                 slots.release_execution()
-            info = replace(info, isolation_calls=call.extra_calls)
+            if call.extra_calls:
+                info = replace(info, isolation_calls=call.extra_calls)
             results = [
                 result_of(outcome, call.seconds, message)
                 for outcome, message in zip(outcomes, info.messages, strict=True)
@@ -238,6 +239,9 @@ class Batching:
     ) -> None:
         """Settle the messages side by side, each independent of its neighbours."""
         pairs = zip(batch.members, results, strict=True)
+        if len(results) == 1:
+            await self._settle_each(batch, pairs)
+            return
         others: list[asyncio.Task[None]] = []
 
         def share() -> None:
