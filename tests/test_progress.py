@@ -79,15 +79,8 @@ def message(task_id: str) -> TaskiqMessage:
 
 
 def batch_tracker(broker: Broker, size: int) -> ProgressTracker[Any]:
-    messages = [message(str(number)) for number in range(size)]
-    context = BatchContext(
-        messages,
-        broker,
-        [AckController(None) for _ in messages],
-        "batch",
-        FlushReason.SIZE,
-    )
-    return ProgressTracker(context)
+    shares = [[(message(str(number)), AckController(None))] for number in range(size)]
+    return ProgressTracker(BatchContext(shares, broker, "batch", FlushReason.SIZE))
 
 
 @pytest.fixture
