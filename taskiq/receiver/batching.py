@@ -71,9 +71,15 @@ class Batching:
         )
         # Waits for capacity while a batch is due; there is none when none is.
         self._starter: asyncio.Task[None] | None = None
+        # How many wait until nothing is held; what arrives meanwhile is flushed.
+        self._drains = 0
+        self._is_abandoned = False
 
     def add(self, member: Member) -> None:
         """Take a message into the batch it belongs to, as soon as there is room."""
+        if self._is_abandoned:
+            self._give_up([member])
+            return
         self._batcher.offer(member.task, member.plan.config, member.group, member)
 
     @property
@@ -96,6 +102,12 @@ class Batching:
             self._batcher.withdraw(member.task, member.group, member)
             raise
 
+    async def run_alone(self, member: Member) -> None:
+        """Run a message here and now, as a batch of its own, whatever the limits."""
+        config = member.plan.config
+        batch = self._batcher.take_alone(member.task, config, member.group, member)
+        await self._run(batch, self._info(batch), Slots())
+
     @property
     def is_idle(self) -> bool:
         """Whether no message is waiting, running or being settled."""
@@ -107,36 +119,55 @@ class Batching:
 
     def drain(self, reason: FlushReason) -> None:
         """Flush every batch, and each later one as soon as it has a member."""
+        self._drains += 1
         self._batcher.drain(reason)
 
     def resume(self) -> None:
-        """End what `drain` began."""
-        self._batcher.resume()
+        """End what `drain` began, unless somebody else has begun it, too."""
+        self._drains -= 1
+        if self._drains == 0:
+            self._batcher.resume()
 
     async def wait_idle(self) -> None:
-        """Wait until nothing is held. Flush or drain first, or time has to pass."""
+        """Wait until nothing is held. `drain` first, or it may wait for nothing."""
         while not self.is_idle:
-            tasks = self._running.tasks
-            if self._starter is not None:
-                tasks.add(self._starter)
-            await asyncio.wait(tasks)
+            await asyncio.wait(self._running.tasks)
 
-    def abandon(self) -> list[Member]:
-        """Let go of every message whose call has not started; none is acknowledged."""
+    def abandon(self) -> None:
+        """Let go of every message whose call has not started, and of any later one.
+
+        None of them is acknowledged: the broker delivers them again.
+        """
+        self._is_abandoned = True
         if self._starter is not None:
             self._starter.cancel()
-        abandoned = self._batcher.abandon()
-        for member in abandoned:
+        self._give_up(self._batcher.abandon())
+
+    @staticmethod
+    def _give_up(members: list[Member]) -> None:
+        if not members:
+            return
+        for member in members:
             member.release()
             member.tell_settled()
-        return abandoned
+        logger.warning(
+            "Discarding %d buffered messages during Receiver cleanup, "
+            "not acknowledged: %s.",
+            len(members),
+            ", ".join(str(member) for member in members),
+        )
 
     def _wake(self) -> None:
         if self._starter is None and self._batcher.is_ready:
-            self._starter = self.loop.create_task(self._start_due())
+            work = self._start_due()
+            self._starter = self._running.start(self.loop, work, Slots(), None)
 
     async def _start_due(self) -> None:
         """Start batches while one is due, each with an execution slot of its own."""
+        if self._starter is None:
+            # An eager task runs inside the call that made it, and that is one of the
+            # batcher's: let it be done first.
+            await asyncio.sleep(0)
         try:
             while self._batcher.is_ready:
                 slots = Slots()

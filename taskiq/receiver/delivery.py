@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from taskiq.acks import AckController, AcknowledgeType
     from taskiq.message import TaskiqMessage
@@ -27,22 +27,22 @@ class Delivery:
     """One message on its way through the receiver.
 
     :ivar message: the message, as the last `pre_execute` hook left it.
-    :ivar task: the task it is for.
+    :ivar function: the function of its task.
     :ivar controller: acknowledges it.
     :ivar ack_type: the moment it is acknowledged at.
     """
 
-    __slots__ = ("ack_type", "controller", "message", "task")
+    __slots__ = ("ack_type", "controller", "function", "message")
 
     def __init__(
         self,
         message: TaskiqMessage,
-        task: PreparedTask,
+        function: Callable[..., Any],
         controller: AckController,
         ack_type: AcknowledgeType,
     ) -> None:
         self.message = message
-        self.task = task
+        self.function = function
         self.controller = controller
         self.ack_type = ack_type
 
@@ -61,6 +61,7 @@ class Delivery:
 class Member(Delivery):
     """A message of a batch task, on its way through a batch.
 
+    :ivar task: its task, prepared.
     :ivar plan: how messages of its task are placed.
     :ivar item: its item, cast to the element type of the list.
     :ivar rest: its other arguments.
@@ -69,7 +70,7 @@ class Member(Delivery):
     :ivar settled: resolved when it is settled, where somebody waits for that.
     """
 
-    __slots__ = ("item", "plan", "rest", "settled", "slots", "timeout")
+    __slots__ = ("item", "plan", "rest", "settled", "slots", "task", "timeout")
 
     item: Any
     rest: Rest
@@ -83,7 +84,8 @@ class Member(Delivery):
         controller: AckController,
         ack_type: AcknowledgeType,
     ) -> None:
-        super().__init__(message, task, controller, ack_type)
+        super().__init__(message, task.function, controller, ack_type)
+        self.task = task
         self.plan = plan
         self.slots: Slots | None = None
         self.settled: asyncio.Future[None] | None = None

@@ -7,16 +7,20 @@ import contextvars
 import functools
 import inspect
 import logging
+import math
 import sys
 import time
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from taskiq.callables import is_coroutine_function
 from taskiq.context import BatchContext, Context
 from taskiq.exceptions import NoResultError
 from taskiq.outcome import Failed, Outcome, Succeeded
+from taskiq.receiver.cancellation import is_from_outside
 from taskiq.state import TaskiqState
 
 if TYPE_CHECKING:
@@ -87,18 +91,21 @@ class Execution:
     async def run(self, call: Call) -> tuple[Outcome, float]:
         """Resolve the dependencies of a call, make it, and close them.
 
+        To be awaited under `guarded`.
+
         :returns: what became of it, and the seconds it took without the closing.
         :raises asyncio.CancelledError: when the worker cancelled the call.
         """
         started = time.perf_counter()
-        dependencies = self._open_dependencies(call)
+        dependencies = None
         outcome: Outcome
         try:
-            outcome = Succeeded(await _guarded(self._work(call, dependencies)))
+            dependencies = self._open_dependencies(call)
+            outcome = Succeeded(await self._work(call, dependencies))
         except GeneratorExit:
             raise  # the loop is gone: there is nothing left to await with
         except BaseException as exc:
-            if isinstance(exc, asyncio.CancelledError) and _is_from_outside(exc):
+            if isinstance(exc, asyncio.CancelledError) and is_from_outside(exc):
                 if dependencies is not None:
                     await self._close_dependencies(call, dependencies, Failed(exc))
                 raise
@@ -145,7 +152,7 @@ class Execution:
             call.kwargs = {**resolved, **call.kwargs}
         if call.timeout is None:
             return await self._invoke(call)
-        seconds = float(call.timeout)
+        seconds = _seconds(call.timeout)
         if not call.is_async:
             logger.warning(
                 "Timeouts for sync tasks don't work in python well: %s goes on in "
@@ -163,7 +170,7 @@ class Execution:
         return await returned if inspect.isawaitable(returned) else returned
 
     def _in_pool(self, call: Call) -> Awaitable[Any]:
-        function = functools.partial(call.target, *call.args, **call.kwargs)
+        function = functools.partial(_call, call.target, *call.args, **call.kwargs)
         if not self._is_process_pool:
             function = functools.partial(contextvars.copy_context().run, function)
         loop = asyncio.get_running_loop()
@@ -187,10 +194,37 @@ class Execution:
                 await dependencies.close(None, None, None)
             else:
                 await dependencies.close(type(seen), seen, seen.__traceback__)
-        except Exception as exc:
+        except GeneratorExit:
+            raise  # as in `run`
+        except BaseException as exc:
+            if isinstance(exc, asyncio.CancelledError) and is_from_outside(exc):
+                raise
             logger.exception("A dependency of %s failed at its end.", call.label)
             return outcome if error is not None else Failed(exc)
         return outcome
+
+
+def _call(target: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call a sync function in its thread or process.
+
+    :raises RuntimeError: when it raises `StopIteration`, which no future can hold: the
+        call would never end. An async function does the same by itself (PEP 479).
+    """
+    try:
+        return target(*args, **kwargs)
+    except StopIteration as exc:
+        raise RuntimeError("the task raised StopIteration") from exc
+
+
+def _seconds(label: Any) -> float:
+    """Read a `timeout` label.
+
+    :raises ValueError: when it is no number.
+    """
+    seconds = float(label)
+    if math.isnan(seconds):
+        raise ValueError(f"timeout must be a number of seconds, got {label!r}")
+    return seconds
 
 
 def _log_failure(call: Call, error: BaseException) -> None:
@@ -211,39 +245,8 @@ if sys.version_info >= (3, 11):
         async with asyncio.timeout(seconds):
             return await invocation
 
-    def _guarded(work: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
-        return work
-
-    def _is_from_outside(error: asyncio.CancelledError) -> bool:
-        """Tell a cancellation of this asyncio task from one the function raised."""
-        del error
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
-
 else:
 
-    class _CancelledFromOutside(asyncio.CancelledError):
-        """The asyncio task that runs the call was cancelled, not the function."""
-
     async def _limited(invocation: Coroutine[Any, Any, Any], seconds: float) -> Any:
-        try:
-            return await asyncio.wait_for(invocation, seconds)
-        except asyncio.TimeoutError as exc:
-            raise TimeoutError(*exc.args) from exc
-
-    async def _guarded(work: Coroutine[Any, Any, Any]) -> Any:
-        """Run `work` so that a cancellation of its caller can be told from its own.
-
-        Python 3.10 does not count cancellations, so it costs an asyncio task there.
-        """
-        inner = asyncio.ensure_future(work)
-        try:
-            await asyncio.wait([inner])
-        except asyncio.CancelledError as exc:
-            inner.cancel()
-            await asyncio.wait([inner])
-            raise _CancelledFromOutside from exc
-        return inner.result()
-
-    def _is_from_outside(error: asyncio.CancelledError) -> bool:
-        return isinstance(error, _CancelledFromOutside)
+        with anyio.fail_after(seconds):
+            return await invocation

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("taskiq.receiver.params_parser")
 
 #: A value of exactly this type is what its cast would give.
-_CAST_TO_THEMSELVES: Final = frozenset({bool, bytes, float, int, str})
+_CAST_TO_THEMSELVES: Final = (bool, bytes, float, int, str)
 
 _POSITIONAL: Final = (
     inspect.Parameter.POSITIONAL_ONLY,
@@ -29,16 +29,30 @@ class Cast:
     """How the values of one parameter are cast: by pydantic, in lax mode.
 
     The adapter is built at the first value, once; so is the failure to build it.
+
+    :ivar exact_type: values of exactly this type need no cast; `None` for no type.
     """
 
-    __slots__ = ("_annotation", "_error", "_validate", "exact_type", "name")
+    __slots__ = (
+        "_annotation",
+        "_error",
+        "_is_foreign",
+        "_is_told",
+        "_validate",
+        "exact_type",
+        "name",
+    )
 
     def __init__(self, name: str, annotation: Any) -> None:
         self.name = name
-        self.exact_type = annotation if annotation in _CAST_TO_THEMSELVES else None
+        # By identity: an annotation need not be hashable.
+        is_exact = any(annotation is each for each in _CAST_TO_THEMSELVES)
+        self.exact_type = annotation if is_exact else None
         self._annotation = annotation
         self._validate: Callable[[Any], Any] | None = None
         self._error: Exception | None = None
+        self._is_foreign = False
+        self._is_told = False
 
     def __call__(self, value: Any) -> Any:
         """Give `value` as the parameter's type.
@@ -57,21 +71,30 @@ class Cast:
         """Whether the annotation was found to be nothing pydantic can cast to."""
         return self._error is not None
 
+    def is_failure_news(self) -> bool:
+        """Whether a failure is worth a warning.
+
+        Every wrong value is, but that pydantic cannot make a class is said once.
+        """
+        is_news = not (self._is_foreign and self._is_told)
+        self._is_told = True
+        return is_news
+
     def _build(self) -> Callable[[Any], Any]:
         try:
-            return _adapter(self._annotation).validator.validate_python
+            return self._adapter().validator.validate_python
         except PydanticUserError as exc:
             self._error = exc
             raise
 
-
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    """Build an adapter; a class pydantic knows nothing of is checked by instance."""
-    try:
-        return TypeAdapter(annotation)
-    except PydanticSchemaGenerationError:
-        config = ConfigDict(arbitrary_types_allowed=True)
-        return TypeAdapter(annotation, config=config)
+    def _adapter(self) -> TypeAdapter[Any]:
+        """Build an adapter; a class foreign to pydantic is checked by instance."""
+        try:
+            return TypeAdapter(self._annotation)
+        except PydanticSchemaGenerationError:
+            self._is_foreign = True
+            config = ConfigDict(arbitrary_types_allowed=True)
+            return TypeAdapter(self._annotation, config=config)
 
 
 class ParameterCasts:
@@ -157,10 +180,11 @@ def _cast_in_place(
     try:
         values[key] = cast(value)
     except (ValueError, RuntimeError) as exc:
-        logger.warning(
-            "Can't parse argument %s for task %s. Reason: %s",
-            key,
-            message.task_name,
-            exc,
-            exc_info=True,
-        )
+        if cast.is_failure_news():
+            logger.warning(
+                "Can't parse argument %s for task %s. Reason: %s",
+                key,
+                message.task_name,
+                exc,
+                exc_info=True,
+            )

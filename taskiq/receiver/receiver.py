@@ -23,12 +23,18 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
 
-from taskiq.acks import AckController, AcknowledgeType, parse_acknowledge_type
+from taskiq.acks import (
+    AckableMessage,
+    AckController,
+    AcknowledgeType,
+    parse_acknowledge_type,
+)
 from taskiq.batch import FlushReason
 from taskiq.context import Context
 from taskiq.hooks import hooks_of
 from taskiq.outcome import Failed
 from taskiq.receiver.batching import Batching
+from taskiq.receiver.cancellation import guarded
 from taskiq.receiver.capacity import log_batch_tasks
 from taskiq.receiver.delivery import Delivery, Member, Refused, describe
 from taskiq.receiver.execution import Call, Execution
@@ -50,7 +56,6 @@ if TYPE_CHECKING:
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.abc.middleware import TaskiqMiddleware
-    from taskiq.acks import AckableMessage
     from taskiq.message import TaskiqMessage
     from taskiq.result import TaskiqResult
 
@@ -144,13 +149,13 @@ class Receiver:
         """
         await self._handle(self._receive(message), raise_err=raise_err)
 
-    def accept(
+    def buffer(
         self,
         message: bytes | AckableMessage,
     ) -> Coroutine[Any, Any, None] | None:
-        """Take one delivery of a broker that runs its tasks in process.
+        """Take a message of a batch task, for a broker that runs tasks in process.
 
-        :returns: the work left to do for it; `None` when it joined a batch, which
+        :returns: the work left to do for it; `None` when it joined its batch, which
             costs no asyncio task of its own.
         """
         if self._has_own_callback:
@@ -160,13 +165,25 @@ class Receiver:
             return self._buffer(delivery, self.batching)
         return self._handle(delivery)
 
+    async def run_in_place(self, message: bytes | AckableMessage) -> None:
+        """Process one delivery from start to end, for a broker that waits for it.
+
+        A message of a batch task is a batch of its own: it waits for no other.
+        """
+        if self._has_own_callback:
+            await self.callback(message=message)
+        else:
+            await self._handle(self._receive(message), is_alone=True)
+
     def _receive(self, message: bytes | AckableMessage) -> Delivery | Refused:
         """Decode a delivery and find its task."""
+        # What a broker gives is not checked by anybody: a formatter may want text.
+        given: Any = message
         # Asking a pydantic class is ten times slower than asking a built-in one.
-        if isinstance(message, bytes):
-            data, controller = message, AckController(None)
+        if not isinstance(given, bytes) and isinstance(given, AckableMessage):
+            data, controller = given.data, AckController(given.ack)
         else:
-            data, controller = message.data, AckController(message.ack)
+            data, controller = given, AckController(None)
         try:
             decoded = self.broker.formatter.loads(message=data)
             decoded.parse_labels()
@@ -190,16 +207,32 @@ class Receiver:
             or prepared.batch is not task.batch
             or name not in self.known_tasks
         ):
-            prepared = self._prepare_task(name, task.original_func)
-        if prepared.plan is None:
-            return Delivery(decoded, prepared, controller, self.ack_time)
+            prepared = self._try_to_prepare(name, task.original_func)
+        if prepared is None or prepared.plan is None:
+            return Delivery(decoded, task.original_func, controller, self.ack_time)
         return Member(decoded, prepared, prepared.plan, controller, self.ack_time)
 
-    async def _handle(
+    def _handle(
         self,
         delivery: Delivery | Refused,
         *,
         raise_err: bool = False,
+        is_alone: bool = False,
+    ) -> Coroutine[Any, Any, None]:
+        """Take one delivery through every step, all of them under one guard.
+
+        :param is_alone: whether a message of a batch task is a batch of its own.
+        """
+        work = self._take_through(delivery, raise_err=raise_err, is_alone=is_alone)
+        # A message of a batch task only waits here: its function runs elsewhere.
+        return work if isinstance(delivery, Member) else guarded(work)
+
+    async def _take_through(
+        self,
+        delivery: Delivery | Refused,
+        *,
+        raise_err: bool,
+        is_alone: bool,
     ) -> None:
         """Take one delivery through every step, in order."""
         if isinstance(delivery, Refused):
@@ -211,10 +244,10 @@ class Receiver:
         if error is not None:
             await self._settlement.settle_failure(delivery, error)
         elif isinstance(delivery, Member):
-            await self._run_in_batch(delivery)
+            await self._run_in_batch(delivery, is_alone=is_alone)
         else:
             result = await self.run_task(
-                target=delivery.task.function,
+                target=delivery.function,
                 message=delivery.message,
                 ack_controller=delivery.controller,
             )
@@ -273,13 +306,13 @@ class Receiver:
         """
         name = message.task_name
         task = self._prepared.get(name)
-        if task is None or name not in self.known_tasks:
-            task = self._prepare_task(name, target)
         try:
+            if task is None or name not in self.known_tasks:
+                task = self._prepare_task(name, target)
             if self.validate_params:
                 task.casts.apply(message)
         except Exception as exc:
-            logger.exception("Cannot cast the arguments of %s.", describe(message))
+            logger.exception("Cannot prepare the call of %s.", describe(message))
             result = result_of(Failed(exc), 0, message)
         else:
             call = Call(
@@ -290,11 +323,27 @@ class Receiver:
                 context=Context(message, self.broker, ack_controller),
                 timeout=message.labels.get("timeout"),
             )
-            outcome, seconds = await self._execution.run(call)
+            outcome, seconds = await guarded(self._execution.run(call))
             result = result_of(outcome, seconds, message)
         if result.error is not None:
             await self._settlement.report_error(message, result)
         return result
+
+    def _try_to_prepare(
+        self,
+        name: str,
+        handler: Callable[..., Any],
+    ) -> PreparedTask | None:
+        """Prepare a task that was registered after this receiver was built.
+
+        :returns: `None` when that fails: `run_task` meets the same error then, and
+            makes it the message's own.
+        """
+        try:
+            return self._prepare_task(name, handler)
+        except Exception:  # noqa: BLE001 - told by `run_task`
+            self.known_tasks.discard(name)
+            return None
 
     def _prepare_task(self, name: str, handler: Callable[..., Any]) -> PreparedTask:
         """Work out what depends on a task only.
@@ -358,13 +407,16 @@ class Receiver:
         finally:
             member.release()
 
-    async def _run_in_batch(self, member: Member) -> None:
+    async def _run_in_batch(self, member: Member, *, is_alone: bool) -> None:
         """Let a message join its batch and wait until it is settled with it."""
         error = member.place(validate=self.validate_params)
         if error is not None:
             await self._settlement.settle_failure(member, error)
             return
-        member.slots = self._running.slots_of_current_task()
+        if is_alone:
+            await self.batching.run_alone(member)
+            return
+        member.slots = self._running.lent_slots()
         if member.slots is not None:
             # A waiting message takes no execution slot: its batch will take one.
             member.slots.release_execution()
@@ -415,7 +467,8 @@ class Receiver:
             await self.broker.startup()
             self.has_started_broker = True
         logger.info("Listening started.")
-        log_batch_tasks(self.broker, self.sem_prefetch)
+        is_limited = self.sem is not None
+        log_batch_tasks(self.broker, self.sem_prefetch if is_limited else None)
         queue: _Queue = asyncio.Queue()
         self._prefetch = None
         self._batching = Batching(
@@ -520,13 +573,18 @@ class Receiver:
         """
         delivery = arrival.delivery
         try:
-            work = (
-                self.callback(message=arrival.message, raise_err=False)
-                if delivery is None
-                else self._handle(delivery)
+            if delivery is None:
+                work = self.callback(message=arrival.message, raise_err=False)
+                subject: object = "a message"
+            else:
+                work, subject = self._handle(delivery), delivery
+            self._running.start(
+                loop,
+                work,
+                arrival.slots,
+                subject,
+                is_lending=delivery is None,
             )
-            subject = "a message" if delivery is None else delivery
-            self._running.start(loop, work, arrival.slots, subject)
         except Exception:
             logger.warning(
                 "Discarding 1 prefetched delivery during Receiver cleanup.",
@@ -562,8 +620,11 @@ class Receiver:
         try:
             for stage in stages:
                 stage.cancel()
-            await wait_for_all(stages, None)
-            self._discard(queue)
+            try:
+                # Cancelling this again cancels them again, and still waits for them.
+                await asyncio.gather(*stages, return_exceptions=True)
+            finally:
+                self._discard(queue)
             await wait_for_all(self._running.tasks, grace)
         finally:
             await self._running.cancel()
@@ -582,14 +643,7 @@ class Receiver:
                 "Discarding %d prefetched deliveries during Receiver cleanup.",
                 discarded,
             )
-        abandoned = self.batching.abandon()
-        if abandoned:
-            logger.warning(
-                "Discarding %d buffered messages during Receiver cleanup, "
-                "not acknowledged: %s.",
-                len(abandoned),
-                ", ".join(str(member) for member in abandoned),
-            )
+        self.batching.abandon()
 
     def _raise_lifecycle_error(self) -> None:
         if self._prefetch is not None and self._prefetch.lifecycle_error is not None:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from typing import TYPE_CHECKING, Any
+
+from taskiq.receiver.cancellation import start_task, uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable
 
 logger = logging.getLogger("taskiq.receiver.receiver")
+
+#: The slots of the work this code belongs to, also in asyncio tasks it has begun.
+_lent: contextvars.ContextVar[tuple[RunningTasks, Slots] | None] = (
+    contextvars.ContextVar("taskiq_lent_slots", default=None)
+)
 
 #: Seconds a cancelled task has for its cleanup before it is left behind.
 CANCEL_GRACE = 5.0
@@ -66,22 +74,33 @@ class RunningTasks:
         work: Coroutine[Any, Any, Any],
         slots: Slots,
         subject: object,
+        *,
+        is_lending: bool = False,
     ) -> asyncio.Task[Any]:
         """Run `work` as a task that holds `slots` until it ends.
 
         :param loop: the running loop; asking for it costs a system call in places.
-        :param subject: names the work in the log, by its `str`.
+        :param subject: names the work in the log, by its `str`; `None` for work whose
+            cancellation is nothing to tell.
+        :param is_lending: whether the work may give slots back early: `lent_slots`.
         """
-        task = loop.create_task(work)
+        if is_lending:
+            context = contextvars.copy_context()
+            context.run(_lent.set, (self, slots))
+            task = context.run(start_task, loop, work)
+        else:
+            task = start_task(loop, work)
         self._started[task] = (slots, subject)
         task.add_done_callback(self._ended)
         return task
 
-    def slots_of_current_task(self) -> Slots | None:
-        """Give the slots the running task holds, if it was started here."""
-        task = asyncio.current_task()
-        started = None if task is None else self._started.get(task)
-        return None if started is None else started[0]
+    def lent_slots(self) -> Slots | None:
+        """Give the slots of the work that asks, if it was started here to lend them.
+
+        It may ask from an asyncio task of its own, as under `asyncio.wait_for`.
+        """
+        lent = _lent.get()
+        return lent[1] if lent is not None and lent[0] is self else None
 
     @property
     def tasks(self) -> set[asyncio.Task[Any]]:
@@ -95,17 +114,28 @@ class RunningTasks:
         """Cancel what still runs and wait until it has cleaned up after itself."""
         if not self._started:
             return
-        for task, (_, subject) in self._started.items():
-            logger.error("Stopped before it was done, not acknowledged: %s.", subject)
+        for task, (slots, subject) in self._started.items():
+            if subject is not None:
+                logger.error(
+                    "Stopped before it was done, not acknowledged: %s.",
+                    subject,
+                )
+                self._started[task] = (slots, None)  # it is told
             task.cancel()
-        _, left = await asyncio.wait(self.tasks, timeout=CANCEL_GRACE)
+        _, left = await uninterrupted(asyncio.wait(self.tasks, timeout=CANCEL_GRACE))
         for task in left:
             logger.error("Does not end after its cancellation: %s.", task)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         slots, subject = self._started.pop(task)
         slots.release()
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            if subject is not None:
+                logger.error(
+                    "Left for redelivery, as it cancelled itself: %s.",
+                    subject,
+                )
+        elif (error := task.exception()) is not None:
             logger.error(
                 "Left for redelivery by an unexpected error, not acknowledged: %s.",
                 subject,

@@ -6,6 +6,7 @@ and id and changes nothing for another.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +14,7 @@ from taskiq.acks import AcknowledgeType
 from taskiq.exceptions import NoResultError
 from taskiq.hooks import hooks_of, run_hooks
 from taskiq.outcome import Failed, Outcome
+from taskiq.receiver.cancellation import guarded, is_from_outside
 from taskiq.receiver.delivery import describe
 from taskiq.result import TaskiqResult
 
@@ -82,6 +84,32 @@ class Settlement:
         :param is_error_told: whether the `on_error` hooks have run already.
         :param raise_err: raise what saving or a `post_save` hook raises.
         """
+        try:
+            await guarded(
+                self._take_to_its_end(
+                    delivery,
+                    result,
+                    is_error_told=is_error_told,
+                    raise_err=raise_err,
+                ),
+            )
+        except asyncio.CancelledError as exc:
+            if is_from_outside(exc):
+                raise
+            # A hook or the backend cancelled itself: no reason to end anybody else.
+            logger.exception(
+                "Settling %s cancelled itself; what was left of it is not done.",
+                delivery,
+            )
+
+    async def _take_to_its_end(
+        self,
+        delivery: Delivery,
+        result: TaskiqResult[Any],
+        *,
+        is_error_told: bool,
+        raise_err: bool,
+    ) -> None:
         broker, message = self._broker, delivery.message
         hooks = hooks_of(broker)
         if delivery.is_acked_at(_WHEN_EXECUTED):
