@@ -253,6 +253,41 @@ async def test_batches_wait_for_company_again_after_wait_all(
     assert calls == [[1], [2, 3]]
 
 
+@pytest.mark.parametrize("await_inplace", [False, True])
+def test_a_batch_cannot_wait_for_itself_among_all(await_inplace: bool) -> None:
+    broker = InMemoryBroker(await_inplace=await_inplace)
+
+    @broker.task(batch=True, batch_size=1)
+    async def wait(numbers: list[int]) -> None:
+        await asyncio.wait_for(broker.wait_all(), 60)
+
+    async def main() -> TaskiqResult[None]:
+        return await (await wait.kiq(1)).wait_result()
+
+    error = run_virtual(main()).error
+    assert isinstance(error, RuntimeError)
+    assert "A task cannot wait for all tasks" in str(error)
+
+
+@virtual
+async def test_a_task_can_wait_for_all_of_another_broker(
+    broker: InMemoryBroker,
+) -> None:
+    calls: list[list[int]] = []
+    other = InMemoryBroker()
+    task = doubling(other, calls, batch_timeout=60)
+
+    @broker.task(batch=True)
+    async def wait(numbers: list[int]) -> None:
+        await task.kiq(1)
+        await other.wait_all()
+        calls.append([0])
+
+    await wait.kiq(1)
+    await broker.wait_all()
+    assert calls == [[1], [0]]
+
+
 # -- In place -------------------------------------------------------------------------
 
 
@@ -314,6 +349,49 @@ async def test_in_place_an_error_is_in_the_result_and_not_raised_by_the_sender()
     assert isinstance(failed.error, ValueError)
     assert failed.error.args == ([1],)
     assert "valid integer" in str(refused.error)
+
+
+@virtual
+async def test_all_waits_for_what_runs_in_place_elsewhere() -> None:
+    broker = InMemoryBroker(await_inplace=True)
+    done: list[int] = []
+
+    @broker.task(batch=True)
+    async def slow(numbers: list[int]) -> None:
+        await asyncio.sleep(5)
+        done.extend(numbers)
+
+    sending = asyncio.create_task(slow.kiq(1))
+    await asyncio.sleep(1)
+    await broker.wait_all()
+    assert done == [1]
+    assert now() == 5
+    await sending
+
+
+@virtual
+async def test_in_place_a_sender_that_gives_up_ends_its_batch_without_a_result() -> (
+    None
+):
+    broker = InMemoryBroker(await_inplace=True)
+    cancelled: list[int] = []
+
+    @broker.task(batch=True)
+    async def slow(numbers: list[int]) -> None:
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            cancelled.extend(numbers)
+            raise
+
+    sending = asyncio.create_task(slow.kicker().with_task_id("id").kiq(1))
+    await asyncio.sleep(1)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert cancelled == [1]
+    assert not await broker.result_backend.is_result_ready("id")
+    assert broker.receiver.batching.is_idle
 
 
 # -- Shutting down --------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_a_caller_may_wait_for_the_result_alone(broker: InMemoryBroker) -> None:
 
     async def main() -> int:
         handle = await double.kiq(4)
-        result: int = (await handle.wait_result()).return_value
+        result: int = (await handle.wait_result(timeout=60)).return_value
         return result
 
     assert run_virtual(main()) == 8
@@ -227,7 +227,7 @@ def test_tasks_that_wait_for_tasks_are_not_locked_by_a_limit() -> None:
     async def factorial(n: int) -> int:
         if n == 0:
             return 1
-        smaller = await (await factorial.kiq(n - 1)).wait_result()
+        smaller = await (await factorial.kiq(n - 1)).wait_result(timeout=60)
         return n * int(smaller.return_value)
 
     async def main() -> int:
@@ -397,7 +397,7 @@ def test_a_task_cannot_wait_for_itself_among_all(broker: InMemoryBroker) -> None
         await broker.wait_all()
 
     async def main() -> TaskiqResult[None]:
-        return await (await wait.kiq()).wait_result()
+        return await (await wait.kiq()).wait_result(timeout=60)
 
     result = run_virtual(main())
     assert isinstance(result.error, RuntimeError)
@@ -542,7 +542,7 @@ async def test_progress_of_an_unknown_task_is_none() -> None:
 
 
 async def gather_all(handles: list[AsyncTaskiqTask[int]]) -> list[int]:
-    return [(await handle.wait_result()).return_value for handle in handles]
+    return [(await handle.wait_result(timeout=60)).return_value for handle in handles]
 
 
 def test_whoever_holds_a_handle_gets_the_result(broker: InMemoryBroker) -> None:

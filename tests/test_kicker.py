@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import json
 import logging
-import os
 import subprocess
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone
@@ -32,6 +31,7 @@ from taskiq.scheduler.created_schedule import CreatedSchedule
 from taskiq.scheduler.scheduled_task import CronSpec
 from tests.support import wire
 from tests.support.brokers import QueueBroker
+from tests.support.environments import EnvironmentNotMadeError, released_python
 from tests.support.recorders import RecordingBackend, RecordingSource
 from tests.support.wire import Case, Colour, Document, Point
 
@@ -869,10 +869,11 @@ def released_taskiq(python: str) -> Generator[ReleasedTaskiq]:
 
 @pytest.fixture(scope="module")
 def released() -> Generator[ReleasedTaskiq]:
-    python = os.environ.get("TASKIQ_RELEASED_PYTHON")
-    if not python:
-        pytest.skip("TASKIQ_RELEASED_PYTHON names no interpreter with taskiq 0.13.0")
-    with released_taskiq(python) as released:
+    try:
+        python = released_python()
+    except EnvironmentNotMadeError as error:
+        pytest.skip(f"there is no released taskiq to compare with: {error}")
+    with released_taskiq(str(python)) as released:
         assert released.version == "0.13.0"
         yield released
 
