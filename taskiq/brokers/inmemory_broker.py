@@ -17,7 +17,7 @@ from taskiq.depends.progress_tracker import TaskProgress  # noqa: TC001
 from taskiq.events import TaskiqEvents
 from taskiq.exceptions import UnknownTaskError
 from taskiq.receiver import Receiver
-from taskiq.receiver.running import wait_for_all
+from taskiq.receiver.running import is_working_for, start_for, wait_for_all
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
@@ -197,7 +197,7 @@ class InMemoryBroker(AsyncBroker):
                 self._joining_tasks.add(self._start(left_to_do))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
+        task = start_for(self, asyncio.get_running_loop().create_task, work)
         self._running_tasks.add(task)
         task.add_done_callback(self._ended)
         return task
@@ -222,7 +222,7 @@ class InMemoryBroker(AsyncBroker):
 
         :raises RuntimeError: in a task of this broker, which would wait for itself.
         """
-        if asyncio.current_task() in self._running_tasks:
+        if is_working_for(self):
             raise RuntimeError("A task cannot wait for all tasks: it is one of them.")
         while self._running_tasks or not self.receiver.batching.is_idle:
             await self.receiver.wait_batches(FlushReason.MANUAL)

@@ -20,7 +20,7 @@ from taskiq.receiver.batcher import Batch, Batcher, BatcherStatistics, BatchStat
 from taskiq.receiver.capacity import ShortBatchWatch
 from taskiq.receiver.delivery import Member, describe
 from taskiq.receiver.execution import Call
-from taskiq.receiver.running import RunningTasks, Slots, wait_for_all
+from taskiq.receiver.running import RunningTasks, Slots, start_for, wait_for_all
 from taskiq.receiver.settlement import result_of
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Batching:
         """Run a message here and now, as a batch of its own, whatever the limits."""
         config = member.plan.config
         batch = self._batcher.take_alone(member.task, config, member.group, member)
-        await self._run(batch, self._info(batch), Slots())
+        await self._start(batch, Slots())
 
     @property
     def is_idle(self) -> bool:
@@ -182,7 +182,7 @@ class Batching:
         finally:
             self._starter = None
 
-    def _start(self, batch: Batch[Member], slots: Slots) -> None:
+    def _start(self, batch: Batch[Member], slots: Slots) -> asyncio.Task[None]:
         info = self._info(batch)
         if self._is_starved is not None:
             self._watch(info.task_name).started(
@@ -192,7 +192,8 @@ class Batching:
                 was_starved=self._is_starved(),
             )
         work = self._run(batch, info, slots)
-        self._running.start(self.loop, work, slots, _Subject(info))
+        start, subject = self._running.start, _Subject(info)
+        return start_for(self._broker, start, self.loop, work, slots, subject)
 
     def _watch(self, task_name: str) -> ShortBatchWatch:
         return self._watches.setdefault(task_name, ShortBatchWatch())

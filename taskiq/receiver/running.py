@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 from taskiq.receiver.cancellation import start_task, uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
 logger = logging.getLogger("taskiq.receiver.receiver")
 
 #: The slots of the work this code belongs to, also in asyncio tasks it has begun.
 _lent: contextvars.ContextVar[tuple[RunningTasks, Slots] | None] = (
     contextvars.ContextVar("taskiq_lent_slots", default=None)
+)
+
+#: The broker whose message this code works for, also in asyncio tasks it has begun.
+_working_for: contextvars.ContextVar[object] = contextvars.ContextVar(
+    "taskiq_working_for",
+    default=None,
 )
 
 #: Seconds a cancelled task has for its cleanup before it is left behind.
@@ -141,6 +147,22 @@ class RunningTasks:
                 subject,
                 exc_info=error,
             )
+
+
+def start_for(
+    broker: object,
+    start: Callable[..., asyncio.Task[Any]],
+    *args: Any,
+) -> asyncio.Task[Any]:
+    """Start work for a message of `broker`, by calling `start`."""
+    context = contextvars.copy_context()
+    context.run(_working_for.set, broker)
+    return context.run(start, *args)
+
+
+def is_working_for(broker: object) -> bool:
+    """Whether whoever asks works for a message of `broker`."""
+    return _working_for.get() is broker
 
 
 async def wait_for_all(
