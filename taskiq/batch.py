@@ -351,10 +351,11 @@ class _Reader:
 
 def _nearest_argument(name: str) -> str:
     """Say what a user who wrote an unknown name may have meant."""
-    known = ", ".join(_ARGUMENTS)
-    near = difflib.get_close_matches(name, _ARGUMENTS, n=1)
-    guess = f"did you mean {near[0]}? " if near else ""
-    return f"there is no such argument; {guess}known are {known}"
+    # The prefix they share would make any two names look alike.
+    known = {each.removeprefix("batch_"): each for each in _ARGUMENTS}
+    near = difflib.get_close_matches(name.removeprefix("batch_"), known, n=1)
+    guess = f"did you mean {known[near[0]]}? " if near else ""
+    return f"there is no such argument; {guess}known are {', '.join(_ARGUMENTS)}"
 
 
 def _check_function(
@@ -363,15 +364,21 @@ def _check_function(
     hints: Mapping[str, Any],
 ) -> None:
     """Refuse a function that cannot be called with a list of items."""
-    signature = inspect.signature(function)
+    described = function_name(function)
 
     def error(allowed: str) -> TaskiqBatchConfigError:
         return TaskiqBatchConfigError(
             task_name=task_name,
             argument="function",
-            value=f"{function_name(function)}{signature}",
+            value=described,
             allowed=allowed,
         )
+
+    try:
+        signature = inspect.signature(function)
+    except ValueError as exc:
+        raise error("its parameters must be known, wrap it in a function") from exc
+    described += str(signature)
 
     if _is_generator_function(function):
         raise error("a generator function cannot be a task; return a list instead")
@@ -465,7 +472,7 @@ def _list_fits_arm(arm: Any) -> bool:
         return isinstance(origin, type) and issubclass(list, origin)
     except TypeError:
         # A protocol that cannot be checked at run time: the type checker has a say.
-        return True
+        return not typing.is_typeddict(origin)
 
 
 def _arms(hint: Any) -> Iterator[Any]:
@@ -486,12 +493,27 @@ def _strip(hint: Any) -> Any:
             hint = typing.get_args(hint)[0]
         elif hasattr(hint, "__supertype__"):
             hint = hint.__supertype__
-        elif type(hint).__name__ == "TypeAliasType":
+        elif _is_type_alias(hint):
             hint = hint.__value__
+        elif _is_type_alias(origin):
+            hint = _fill_in(origin, typing.get_args(hint))
         elif origin in _AWAITABLES:
             hint = typing.get_args(hint)[-1]
         else:
             return hint
+
+
+def _is_type_alias(hint: Any) -> bool:
+    # By name: the class is in `typing` from Python 3.12 on, a backport elsewhere.
+    return type(hint).__name__ == "TypeAliasType"
+
+
+def _fill_in(alias: Any, arguments: tuple[Any, ...]) -> Any:
+    """Give what a generic alias stands for with these type arguments."""
+    value = alias.__value__
+    given = dict(zip(alias.__type_params__, arguments, strict=False))
+    parameters = getattr(value, "__parameters__", ())
+    return value[tuple(given[each] for each in parameters)] if parameters else value
 
 
 _AWAITABLES: Final = (

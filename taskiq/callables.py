@@ -45,7 +45,8 @@ def function_name(function: Callable[..., Any]) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     name = getattr(function, "__name__", None) or type(function).__name__
-    return name.removesuffix(ORIGINAL_SUFFIX)
+    # A wrapper of a renamed function is renamed once more.
+    return name.partition(ORIGINAL_SUFFIX)[0]
 
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:
@@ -53,16 +54,21 @@ def is_coroutine_function(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(underlying_function(function))
 
 
-def resolved_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Resolve the type hints of a callable, metadata of ``Annotated`` included.
+def resolved_hints(
+    function: Callable[..., Any],
+    *,
+    with_metadata: bool = True,
+) -> dict[str, Any]:
+    """Resolve the type hints of a callable.
 
+    :param with_metadata: keep ``Annotated[T, ...]``; otherwise it becomes ``T``.
     :raises NameError: when a forward reference cannot be resolved.
     """
     target = underlying_function(function)
     if inspect.isclass(target):
         target = target.__init__
     try:
-        return typing.get_type_hints(target, include_extras=True)
+        return typing.get_type_hints(target, include_extras=with_metadata)
     except TypeError:
         # Builtins and C functions carry no annotations at all.
         return {}

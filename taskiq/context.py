@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence  # noqa: TC003 - see below
+from typing import Any
 
 # The dependency resolver evaluates the annotations of these constructors.
 from taskiq.abc.broker import AsyncBroker  # noqa: TC001
@@ -230,14 +232,14 @@ async def _send_again(broker: AsyncBroker, message: TaskiqMessage) -> None:
 
 
 def _with_wire_labels(message: TaskiqMessage) -> TaskiqMessage:
-    """Turn parsed `bytes` labels back into their text form; others travel as they are.
+    """Turn labels that no JSON holds back into text; others travel as they are.
 
     :returns: the message itself, or a copy when there was something to turn.
     """
     prepared = {
         name: prepare_label(value)
         for name, value in message.labels.items()
-        if isinstance(value, bytes)
+        if isinstance(value, bytes) or _is_no_number_of_json(value)
     }
     if not prepared:
         return message
@@ -250,3 +252,7 @@ def _with_wire_labels(message: TaskiqMessage) -> TaskiqMessage:
         args=message.args,
         kwargs=message.kwargs,
     )
+
+
+def _is_no_number_of_json(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

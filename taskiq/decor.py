@@ -223,11 +223,13 @@ def _make_picklable(function: Any) -> None:
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     if module is None or not inspect.isfunction(function):
         return
-    if not name.endswith(ORIGINAL_SUFFIX):
-        name += ORIGINAL_SUFFIX
-        scope, dot, _ = function.__qualname__.rpartition(".")
-        function.__name__ = name
-        function.__qualname__ = f"{scope}{dot}{name}"
+    # A name with the suffix may be another function's: `functools.wraps` copies names.
+    if ORIGINAL_SUFFIX in name and getattr(module, name, None) is function:
+        return
+    name += ORIGINAL_SUFFIX
+    scope, dot, _ = function.__qualname__.rpartition(".")
+    function.__name__ = name
+    function.__qualname__ = f"{scope}{dot}{name}"
     setattr(module, name, function)
 
 

@@ -118,7 +118,7 @@ class TaskBrokerMismatchError(TaskRejectedError):
 class TaskiqBatchConfigError(TaskiqError):
     """A batch task was registered with an argument that cannot work.
 
-    `allowed` completes the sentence "expected ...".
+    `allowed` says what the argument may be instead.
     """
 
     __template__ = (

@@ -131,7 +131,8 @@ class AsyncKicker(Generic[_FuncParams, _ReturnType]):
         """Send the task.
 
         :returns: a handle to wait for the result with.
-        :raises SendTaskError: when the message could not be dumped or sent.
+        :raises SendTaskError: when the message could not be dumped or sent, or a
+            middleware gave none to send.
         :raises ValueError: when an argument is a dataclass type.
         """
         if logger.isEnabledFor(logging.DEBUG):
@@ -145,7 +146,13 @@ class AsyncKicker(Generic[_FuncParams, _ReturnType]):
         broker = self.broker
         hooks = hooks_of(broker)
         for middleware in hooks.pre_send:
-            message = await maybe_awaitable(middleware.pre_send(message))
+            sent: Any = await maybe_awaitable(middleware.pre_send(message))
+            if sent is None:
+                raise SendTaskError from TypeError(
+                    f"pre_send of {type(middleware).__name__} returned None; "
+                    "it must return the message to send",
+                )
+            message = sent
         # Made before the message leaves: the result may be there before we are back,
         # and a result backend keeps what a living handle can ask for.
         handle: AsyncTaskiqTask[Any] = AsyncTaskiqTask(
@@ -220,7 +227,9 @@ class AsyncKicker(Generic[_FuncParams, _ReturnType]):
         if schedule_id is None:
             schedule_id = self.broker.id_generator()
         # A schedule has no message yet; no id is drawn for one.
-        draft = copy.copy(self).with_task_id(schedule_id)
+        draft = copy.copy(self)
+        if draft.custom_task_id is None:
+            draft.custom_task_id = schedule_id
         message = draft._prepare_message(*args, **kwargs)  # noqa: SLF001 - a copy of self
         scheduled = ScheduledTask(
             task_name=message.task_name,

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -45,3 +46,10 @@ def pytest_make_collect_report() -> Generator[
     if _nothing_may_be_skipped():
         _fail_if_skipped(report)
     return report
+
+
+# Every run of a commit tries the same examples: what fails is the change's doing. The
+# nightly run looks for what nobody has thought of: ten times as many, and others.
+settings.register_profile("default", max_examples=100, deadline=None, derandomize=True)
+settings.register_profile("nightly", max_examples=1000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "default")

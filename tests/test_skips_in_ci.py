@@ -65,7 +65,9 @@ def test_with_ci_every_kind_of_skip_is_a_failure_that_names_its_reason(
     output = run_suite(tmp_path, "true")
 
     # Plugins of the machine may warn about what is not tested here.
-    assert re.search(r"1 failed, 1 passed, 1 xfailed,( \d+ warnings?,)? 3 errors", output)
+    assert re.search(
+        r"1 failed, 1 passed, 1 xfailed,( \d+ warnings?,)? 3 errors", output
+    )
     for reason in (
         "a_module_that_is_not_there",
         "no server",

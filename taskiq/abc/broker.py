@@ -114,7 +114,9 @@ class AsyncBroker(ABC):
         self.result_backend: AsyncResultBackend[Any] = (
             DummyResultBackend() if result_backend is None else result_backend
         )
-        self.decorator_class = AsyncTaskiqDecoratedTask
+        self.decorator_class: type[AsyncTaskiqDecoratedTask[..., Any]] = (
+            AsyncTaskiqDecoratedTask
+        )
         self.serializer: TaskiqSerializer = JSONSerializer()
         self.formatter: TaskiqFormatter = ProxyFormatter(self)
         self.id_generator = task_id_generator or default_id_generator
@@ -207,6 +209,8 @@ class AsyncBroker(ABC):
     def task(
         self,
         task_name: Callable[_FuncParams, _ReturnType],
+        *,
+        batch: Literal[False] | None = False,
         **labels: Any,
     ) -> AsyncTaskiqDecoratedTask[_FuncParams, _ReturnType]: ...
 
@@ -290,17 +294,22 @@ class AsyncBroker(ABC):
         task_name: str | None,
         keywords: dict[str, Any],
     ) -> AsyncTaskiqDecoratedTask[Any, Any]:
+        batch = None
         if isinstance(function, AsyncTaskiqDecoratedTask):
+            # A task registered again stays what it was where nothing else is said.
+            task_name = function.task_name if task_name is None else task_name
+            batch = function.batch if keywords.get("batch") is None else None
+            keywords = {**function.labels, **keywords}
             function = function.original_func
         if not callable(function):
             raise TypeError(f"a task must be callable, got {function!r}")
         name = _default_task_name(function) if task_name is None else task_name
-        hints = resolved_hints(function)
-        return_type = hints.get("return")
+        hints = resolved_hints(function, with_metadata=False)
         labels, arguments = split_batch_arguments(keywords)
-        batch = None
         if arguments is not None:
             batch = read_batch_config(function, name, hints, arguments)
+        return_type = hints.get("return")
+        if batch is not None:
             return_type = item_return_type(batch, return_type)
         task = self.decorator_class(
             broker=self,

@@ -88,7 +88,7 @@ async def _listen_forever(
         receiver = None
         try:
             receiver = receiver_cls(run_startup=run_startup, **options)
-            await receiver.listen(asyncio.Event())
+            await _listen(receiver)
         except Exception as exc:
             delay = delays.after_failure(clock() - began)
             logger.warning(
@@ -98,10 +98,33 @@ async def _listen_forever(
                 exc_info=True,
             )
         else:
-            return
-        if receiver is not None and receiver.has_started_broker:
+            # It did not call `on_exit`, which ends this: it wants to listen again.
+            delay = delays.after_failure(clock() - began)
+            logger.info("The listener ended, it is started again in %.1f s.", delay)
+        # A receiver class of somebody's own need not be a subclass.
+        if getattr(receiver, "has_started_broker", False):
             run_startup = False
         await asyncio.sleep(delay)
+
+
+async def _listen(receiver: Receiver) -> None:
+    """Listen in an asyncio task of its own.
+
+    Whatever it makes of a cancellation, an error or a wait that goes on: it is passed
+    to it each time, and raised once it has ended.
+    """
+    listening = asyncio.ensure_future(receiver.listen(asyncio.Event()))
+    cancellation: asyncio.CancelledError | None = None
+    while not listening.done():
+        try:
+            await asyncio.wait([listening])
+        except asyncio.CancelledError as exc:  # noqa: PERF203 - at most a few
+            cancellation = exc
+            listening.cancel()
+    if cancellation is not None:
+        answer = None if listening.cancelled() else listening.exception()
+        raise cancellation from answer
+    listening.result()
 
 
 def _end_by_cancellation(_: Receiver) -> None:

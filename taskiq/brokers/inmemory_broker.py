@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from taskiq.abc.broker import AsyncBroker
 from taskiq.abc.result_backend import AsyncResultBackend
 from taskiq.batch import FlushReason
+
+# At run time: applications reach the module as an attribute after `import taskiq`.
+from taskiq.depends.progress_tracker import TaskProgress  # noqa: TC001
 from taskiq.events import TaskiqEvents
 from taskiq.exceptions import UnknownTaskError
 from taskiq.receiver import Receiver
-from taskiq.receiver.running import wait_for_all
+from taskiq.receiver.running import is_working_for, start_for, wait_for_all
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Coroutine
 
-    from taskiq.depends.progress_tracker import TaskProgress
     from taskiq.message import BrokerMessage
     from taskiq.result import TaskiqResult
     from taskiq.task import AsyncTaskiqTask
@@ -170,6 +172,8 @@ class InMemoryBroker(AsyncBroker):
         )
         self.await_inplace = await_inplace
         self._running_tasks: set[asyncio.Task[None]] = set()
+        # Those of them that take a message of a batch task to its batch.
+        self._joining_tasks: set[asyncio.Task[None]] = set()
 
     async def kick(self, message: BrokerMessage) -> None:
         """Run a task: now with `await_inplace`, else beside the caller.
@@ -179,19 +183,28 @@ class InMemoryBroker(AsyncBroker):
         target = self.find_task(message.task_name)
         if target is None:
             raise UnknownTaskError(task_name=message.task_name)
-        if self.await_inplace:
-            await self.receiver.callback(message=message.message)
-            return
         if target.batch is None:
             work = self.receiver.callback(message=message.message)
+            if self.await_inplace:
+                await work
+            else:
+                self._start(work)
+        elif self.await_inplace:
+            await self.receiver.run_in_place(message.message)
         else:
             left_to_do = self.receiver.buffer(message.message)
-            if left_to_do is None:
-                return
-            work = left_to_do
-        task = asyncio.get_running_loop().create_task(work)
+            if left_to_do is not None:
+                self._joining_tasks.add(self._start(left_to_do))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = start_for(self, asyncio.get_running_loop().create_task, work)
         self._running_tasks.add(task)
-        task.add_done_callback(self._running_tasks.discard)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running_tasks.discard(task)
+        self._joining_tasks.discard(task)
 
     def listen(self) -> AsyncGenerator[bytes, None]:
         """Refuse to listen: there is nothing to be received.
@@ -209,7 +222,7 @@ class InMemoryBroker(AsyncBroker):
 
         :raises RuntimeError: in a task of this broker, which would wait for itself.
         """
-        if asyncio.current_task() in self._running_tasks:
+        if is_working_for(self):
             raise RuntimeError("A task cannot wait for all tasks: it is one of them.")
         while self._running_tasks or not self.receiver.batching.is_idle:
             await self.receiver.wait_batches(FlushReason.MANUAL)
@@ -223,7 +236,9 @@ class InMemoryBroker(AsyncBroker):
 
     async def shutdown(self) -> None:
         """Flush batches and wait for them, then stop what `startup` started."""
-        await self.receiver.wait_batches(FlushReason.SHUTDOWN)
+        while self._joining_tasks or not self.receiver.batching.is_idle:
+            await self.receiver.wait_batches(FlushReason.SHUTDOWN)
+            await wait_for_all(self._joining_tasks, None)
         await self._run_handlers(TaskiqEvents.CLIENT_SHUTDOWN)
         await self._run_handlers(TaskiqEvents.WORKER_SHUTDOWN)
         await self._stop_parts()

@@ -1,9 +1,16 @@
-"""Argument types shared by the subcommands."""
+"""Arguments shared by the subcommands."""
 
 from __future__ import annotations
 
 import logging
 from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
+#: The files discovery looks for unless told otherwise.
+DEFAULT_TASKS_PATTERN: Final = ("**/tasks.py",)
 
 
 class LogLevel(IntEnum):
@@ -15,3 +22,50 @@ class LogLevel(IntEnum):
     ERROR = logging.ERROR
     CRITICAL = logging.CRITICAL
     FATAL = logging.FATAL
+
+
+def add_import_options(parser: ArgumentParser) -> None:
+    """Add what says where task modules are found.
+
+    Without `--tasks-pattern` its value is `None`, for `DEFAULT_TASKS_PATTERN`.
+    """
+    parser.add_argument(
+        "--app-dir",
+        "-d",
+        default=None,
+        help="directory to import from besides the current one",
+    )
+    parser.add_argument(
+        "--fs-discover",
+        "-fsd",
+        action="store_true",
+        help="look for task modules below the current directory; "
+        "see `--tasks-pattern` for which files",
+    )
+    parser.add_argument(
+        "--tasks-pattern",
+        "-tp",
+        action="append",
+        default=None,
+        help="glob pattern of the files to look for; may be repeated. "
+        f"Without it: {', '.join(DEFAULT_TASKS_PATTERN)}",
+    )
+
+
+def add_logging_options(parser: ArgumentParser) -> None:
+    """Add what says whether and how logging is configured.
+
+    The value of `--log-level` is the name of a level.
+    """
+    parser.add_argument(
+        "--log-level",
+        default=LogLevel.INFO.name,
+        choices=[level.name for level in LogLevel],
+        help="log level",
+    )
+    parser.add_argument(
+        "--no-configure-logging",
+        action="store_false",
+        dest="configure_logging",
+        help="leave logging as the application configures it",
+    )

@@ -40,6 +40,7 @@ class OpenSpan:
     :ivar retries: the count of retries when the span was opened.
     :ivar failure: an error that somebody may yet retry.
     :ivar is_buffered: whether the message waits for its batch.
+    :ivar batch: the batch its message is in.
     :ivar outer: the open span that was current before.
     :ivar owner: the asyncio task that made it current.
     """
@@ -48,6 +49,7 @@ class OpenSpan:
         "_message",
         "_on_lost",
         "_own_token",
+        "batch",
         "context",
         "failure",
         "is_buffered",
@@ -80,6 +82,7 @@ class OpenSpan:
         self.retries = message.labels.get("_retries")
         self.failure: BaseException | None = None
         self.is_buffered = False
+        self.batch: OpenBatch | None = None
         self.is_ended = False
         self.outer: OpenSpan | None = None
         self.owner: asyncio.Task[Any] | None = None
@@ -114,6 +117,8 @@ class OpenSpan:
         self.is_ended = True
         if self.owner is not None:
             self.owner.remove_done_callback(self._owner_ended)
+        if self.batch is not None:
+            self.batch.one_ended()
         self.span.end()
 
     def _owner_ended(self, owner: asyncio.Task[Any]) -> None:
@@ -165,6 +170,8 @@ class OpenBatch:
     __slots__ = (
         "_is_ended",
         "_on_lost",
+        "_open",
+        "_owner",
         "_started",
         "_token",
         "batch_id",
@@ -184,6 +191,8 @@ class OpenBatch:
         self.members = members
         self._on_lost = on_lost
         self._is_ended = False
+        self._open = 1 + len(members)
+        self._owner: asyncio.Task[Any] | None = None
         self._started = 0.0
         self._token: Any = None
 
@@ -193,9 +202,11 @@ class OpenBatch:
         self._token = otel_context.attach(
             otel_context.set_value(_BATCH, self, context),
         )
-        owner = _current_task()
-        if owner is not None:
-            owner.add_done_callback(self._owner_ended)
+        self._owner = _current_task()
+        if self._owner is not None:
+            self._owner.add_done_callback(self._owner_ended)
+        for member in self.members:
+            member.batch = self
         self._started = time.perf_counter()
 
     def leave(self) -> float:
@@ -206,8 +217,15 @@ class OpenBatch:
         seconds = time.perf_counter() - self._started
         otel_context.detach(self._token)
         self._is_ended = True
+        self.one_ended()
         self.span.end()
         return seconds
+
+    def one_ended(self) -> None:
+        """Count its spans down: there is nothing to watch for after the last one."""
+        self._open -= 1
+        if self._open == 0 and self._owner is not None:
+            self._owner.remove_done_callback(self._owner_ended)
 
     def _owner_ended(self, owner: asyncio.Task[Any]) -> None:
         del owner

@@ -146,10 +146,7 @@ def _spans_of(message: TaskiqMessage) -> dict[tuple[str, bool], _Stored] | None:
 
 
 class _SpansOfMessage(dict[tuple[str, bool], "_Stored"]):
-    """Lets its message be copied and pickled, which open spans cannot be."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _SpansOfMessage:
-        return self
+    """Is left behind when its message is copied or pickled: open spans cannot be."""
 
     def __reduce__(self) -> tuple[type[_SpansOfMessage], tuple[()]]:
         return _SpansOfMessage, ()
@@ -509,7 +506,11 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
     def _open_members(self, batch: BatchInfo) -> list[OpenSpan]:
         stored = [self._stored(message) for message in batch.messages]
         activations = [each[1] for each in stored if each is not None]
-        return [each for each in activations if isinstance(each, OpenSpan)]
+        return [
+            each
+            for each in activations
+            if isinstance(each, OpenSpan) and not each.is_ended
+        ]
 
     def _is_for_batch(self, message: TaskiqMessage) -> bool:
         broker: Any = self.broker

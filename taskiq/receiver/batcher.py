@@ -236,9 +236,7 @@ class Batcher(Generic[_Member]):
         :param group: members of one owner with equal groups may share a call.
         :param weight: what the member adds to its batch, in the unit of `max_weight`.
         """
-        lane = self._lanes.get(owner)
-        if lane is None:
-            lane = self._lanes[owner] = Lane(owner, config)
+        lane = self._lane(owner, config)
         if lane.has_room:
             self._admit(lane, group, member, weight)
         else:
@@ -272,9 +270,27 @@ class Batcher(Generic[_Member]):
         if lane.open.get(batch.group) is batch:
             del lane.open[batch.group]
         self._line_up_next(batch)
-        batch.move(BatchState.SEALED)
-        batch.unsettled = len(batch.members)
-        lane.running += 1
+        self._seal(batch)
+        return batch
+
+    def take_alone(
+        self,
+        owner: Hashable,
+        config: BatchConfig,
+        group: Hashable,
+        member: _Member,
+    ) -> Batch[_Member]:
+        """Seal a batch of one member that waits for nothing, not even for a limit.
+
+        The arguments are those of `offer`.
+        """
+        lane = self._lane(owner, config)
+        batch = self._new_batch(lane, group)
+        batch.members.append(member)
+        batch.reason = FlushReason.MANUAL
+        lane.buffered += 1
+        self._admitted(member)
+        self._seal(batch)
         return batch
 
     def call_ended(self, batch: Batch[_Member]) -> None:
@@ -436,11 +452,25 @@ class Batcher(Generic[_Member]):
         elif batch.reason is None and batch.alarm is None:
             self._start_waiting(batch)
 
-    def _open(self, lane: Lane[_Member], group: Hashable) -> Batch[_Member]:
+    def _lane(self, owner: Hashable, config: BatchConfig) -> Lane[_Member]:
+        lane = self._lanes.get(owner)
+        if lane is None:
+            lane = self._lanes[owner] = Lane(owner, config)
+        return lane
+
+    def _new_batch(self, lane: Lane[_Member], group: Hashable) -> Batch[_Member]:
         self._sequence += 1
-        batch = Batch(lane, group, self._sequence, self._clock.time())
-        lane.open[group] = batch
+        return Batch(lane, group, self._sequence, self._clock.time())
+
+    def _open(self, lane: Lane[_Member], group: Hashable) -> Batch[_Member]:
+        batch = lane.open[group] = self._new_batch(lane, group)
         return batch
+
+    @staticmethod
+    def _seal(batch: Batch[_Member]) -> None:
+        batch.move(BatchState.SEALED)
+        batch.unsettled = len(batch.members)
+        batch.lane.running += 1
 
     def _fill(self, batch: Batch[_Member], reason: FlushReason) -> None:
         """Let nobody else join: the group's next member opens its next batch."""

@@ -18,7 +18,7 @@ from taskiq.receiver.batch_call import BatchCall
 from taskiq.receiver.batcher import Batch, Batcher, BatcherStatistics, BatchState
 from taskiq.receiver.capacity import ShortBatchWatch
 from taskiq.receiver.delivery import Member
-from taskiq.receiver.running import RunningTasks, Slots, wait_for_all
+from taskiq.receiver.running import RunningTasks, Slots, start_for, wait_for_all
 from taskiq.receiver.settlement import result_of
 
 if TYPE_CHECKING:
@@ -110,6 +110,12 @@ class Batching:
             )
             raise
 
+    async def run_alone(self, member: Member) -> None:
+        """Run a message here and now, as a batch of its own, whatever the limits."""
+        config = member.plan.config
+        batch = self._batcher.take_alone(member.task, config, member.group, member)
+        await self._start(batch, Slots())
+
     @property
     def is_idle(self) -> bool:
         """Whether no message is waiting, running or being settled."""
@@ -166,6 +172,10 @@ class Batching:
 
     async def _start_due(self) -> None:
         """Start batches while one is due, each with an execution slot of its own."""
+        if self._starter is None:
+            # An eager task runs inside the call that made it, and that is one of the
+            # batcher's: let it be done first.
+            await asyncio.sleep(0)
         try:
             while self._batcher.is_ready:
                 slots = Slots()
@@ -180,7 +190,7 @@ class Batching:
         finally:
             self._starter = None
 
-    def _start(self, batch: Batch[Member], slots: Slots) -> None:
+    def _start(self, batch: Batch[Member], slots: Slots) -> asyncio.Task[None]:
         info = self._info(batch)
         if self._is_starved is not None:
             self._watch(info.task_name).started(
@@ -190,7 +200,8 @@ class Batching:
                 was_starved=self._is_starved(),
             )
         work = self._run(batch, info, slots)
-        self._running.start(self.loop, work, slots, _Subject(info))
+        start, subject = self._running.start, _Subject(info)
+        return start_for(self._broker, start, self.loop, work, slots, subject)
 
     def _watch(self, task_name: str) -> ShortBatchWatch:
         return self._watches.setdefault(task_name, ShortBatchWatch())

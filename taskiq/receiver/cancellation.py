@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine
+    from collections.abc import Coroutine
 
 _T = TypeVar("_T")
 
 if sys.version_info >= (3, 11):
 
-    def guarded(work: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
+    def start_task(
+        loop: asyncio.AbstractEventLoop,
+        work: Coroutine[Any, Any, _T],
+    ) -> asyncio.Task[_T]:
+        """Run `work` as a task that counts its cancellations."""
+        return loop.create_task(work)
+
+    def guarded(work: Coroutine[Any, Any, _T]) -> Coroutine[Any, Any, _T]:
         """Await `work` so that `is_from_outside` knows about its cancellation."""
         return work
 
@@ -28,15 +35,34 @@ if sys.version_info >= (3, 11):
 
 else:
 
+    class _CountingTask(asyncio.Task[Any]):
+        """Counts its cancellations, as every task does from Python 3.11 on."""
+
+        cancels = 0
+
+        def cancel(self, msg: Any = None) -> bool:
+            self.cancels += 1
+            return super().cancel(msg)
+
     class _CancelledFromOutside(asyncio.CancelledError):
         """The asyncio task that awaits the work was cancelled, not the work."""
 
-    async def guarded(work: Coroutine[Any, Any, Any]) -> Any:
+    def start_task(
+        loop: asyncio.AbstractEventLoop,
+        work: Coroutine[Any, Any, _T],
+    ) -> asyncio.Task[_T]:
+        """Run `work` as a task that counts its cancellations."""
+        return _CountingTask(work, loop=loop)
+
+    async def guarded(work: Coroutine[Any, Any, _T]) -> _T:
         """Await `work` so that `is_from_outside` knows about its cancellation.
 
-        Python 3.10 does not count cancellations, so it costs an asyncio task there.
+        In a task that does not count its cancellations it costs one that does. What is
+        to share its context variables belongs under one guard, then.
         """
-        inner = asyncio.ensure_future(_without_exit(work))
+        if isinstance(asyncio.current_task(), _CountingTask):
+            return await work
+        inner = start_task(asyncio.get_running_loop(), _without_exit(work))
         try:
             await asyncio.wait([inner])
         except asyncio.CancelledError as exc:
@@ -46,7 +72,7 @@ else:
         value, exit_request = inner.result()
         if exit_request is not None:
             raise exit_request
-        return value
+        return cast("_T", value)
 
     async def _without_exit(
         work: Coroutine[Any, Any, _T],
@@ -62,6 +88,9 @@ else:
 
         :param error: what awaiting the guarded work raised.
         """
+        task = asyncio.current_task()
+        if isinstance(task, _CountingTask):
+            return task.cancels > 0
         return isinstance(error, _CancelledFromOutside)
 
 

@@ -22,10 +22,14 @@ _SUSPICIOUS: Final = 5
 _PROMPT: Final = 0.1
 
 
-def log_batch_tasks(broker: AsyncBroker, deliveries: asyncio.Semaphore) -> None:
+def log_batch_tasks(
+    broker: AsyncBroker,
+    deliveries: asyncio.Semaphore | None,
+) -> None:
     """Say how each batch task is gathered, and what the process may hold unacked.
 
-    :param deliveries: the semaphore of deliveries, with nothing taken.
+    :param deliveries: the semaphore of deliveries, with nothing taken; `None` where
+        plain tasks are not limited, and so nothing can be promised.
     """
     configs = {
         name: task.batch
@@ -36,6 +40,8 @@ def log_batch_tasks(broker: AsyncBroker, deliveries: asyncio.Semaphore) -> None:
         return
     for name, config in configs.items():
         logger.info("Task %s runs in batches: %s", name, config)
+    if deliveries is None:
+        return
     most = deliveries._value + sum(  # noqa: SLF001 - there is no public way to ask
         config.max_buffered for config in configs.values()
     )

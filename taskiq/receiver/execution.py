@@ -20,7 +20,7 @@ from taskiq.callables import is_coroutine_function
 from taskiq.context import BatchContext, Context
 from taskiq.exceptions import NoResultError
 from taskiq.outcome import Failed, Outcome, Succeeded
-from taskiq.receiver.cancellation import guarded, is_from_outside
+from taskiq.receiver.cancellation import is_from_outside
 from taskiq.state import TaskiqState
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class Execution:
     async def run(self, call: Call) -> tuple[Outcome, float]:
         """Resolve the dependencies of a call, make it, and close them.
 
+        To be awaited under `guarded`.
+
         :returns: what became of it, and the seconds it took without the closing.
         :raises asyncio.CancelledError: when the worker cancelled the call.
         """
@@ -99,7 +101,7 @@ class Execution:
         outcome: Outcome
         try:
             dependencies = self._open_dependencies(call)
-            outcome = Succeeded(await guarded(self._work(call, dependencies)))
+            outcome = Succeeded(await self._work(call, dependencies))
         except GeneratorExit:
             raise  # the loop is gone: there is nothing left to await with
         except BaseException as exc:
@@ -192,7 +194,11 @@ class Execution:
                 await dependencies.close(None, None, None)
             else:
                 await dependencies.close(type(seen), seen, seen.__traceback__)
-        except Exception as exc:
+        except GeneratorExit:
+            raise  # as in `run`
+        except BaseException as exc:
+            if isinstance(exc, asyncio.CancelledError) and is_from_outside(exc):
+                raise
             logger.exception("A dependency of %s failed at its end.", call.label)
             return outcome if error is not None else Failed(exc)
         return outcome

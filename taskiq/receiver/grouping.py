@@ -53,6 +53,7 @@ class BatchPlan:
         "_item_cast",
         "_required",
         "_signature",
+        "_variadic",
         "config",
         "is_measured",
     )
@@ -80,13 +81,18 @@ class BatchPlan:
             for parameter in others
             if (cast := cast_for(parameter.name, hints)) is not None
         }
-        self._required = [
+        # A default of the first one is a list of items; it can stand for no item.
+        self._required = [items.name] + [
             parameter.name
-            for parameter in signature.parameters.values()
+            for parameter in others
             if parameter.default is inspect.Parameter.empty
             and parameter.kind not in _VARIADIC
             and parameter.name not in self._dependencies
         ]
+        self._variadic = next(
+            (each.name for each in others if each.kind is each.VAR_POSITIONAL),
+            None,
+        )
         # The rest of a message that has its item and nothing else, where that is
         # enough: such messages are placed without binding each.
         self._item_alone: Rest | None = None
@@ -159,8 +165,23 @@ class BatchPlan:
             bound.arguments.pop(name, None)
         _, *others = bound.arguments.items()
         key = tuple((name, freeze(value)) for name, value in others)
+        by_name = self._take_dependencies(bound.arguments)
         item, *rest = bound.args
-        return item, Rest(tuple(rest), bound.kwargs, key)
+        return item, Rest(tuple(rest), {**bound.kwargs, **by_name}, key)
+
+    def _take_dependencies(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Take out what was sent in place of a dependency: it is passed by name.
+
+        Only by name it wins over what the call resolves, and only without it the
+        parameters after one that was not sent are passed by name as well. Where values
+        of ``*args`` follow, everything has its position.
+        """
+        if self._variadic is not None:
+            if arguments[self._variadic]:
+                return {}
+            del arguments[self._variadic]
+        sent = self._dependencies & arguments.keys()
+        return {name: arguments.pop(name) for name in sent}
 
     def _cast_rest(self, arguments: dict[str, Any]) -> None:
         for name, value in arguments.items():

@@ -35,6 +35,7 @@ from taskiq.hooks import hooks_of
 from taskiq.outcome import Failed
 from taskiq.receiver.batcher import BatcherStatistics
 from taskiq.receiver.batching import Batching
+from taskiq.receiver.cancellation import guarded
 from taskiq.receiver.capacity import log_batch_tasks
 from taskiq.receiver.delivery import Delivery, Member, Refused, describe
 from taskiq.receiver.execution import Call, Execution
@@ -166,6 +167,16 @@ class Receiver:
             return self._buffer(delivery, self.batching)
         return self._handle(delivery)
 
+    async def run_in_place(self, message: bytes | AckableMessage) -> None:
+        """Process one delivery from start to end, for a broker that waits for it.
+
+        A message of a batch task is a batch of its own: it waits for no other.
+        """
+        if self._has_own_callback:
+            await self.callback(message=message)
+        else:
+            await self._handle(self._receive(message), is_alone=True)
+
     def _receive(self, message: bytes | AckableMessage) -> Delivery | Refused:
         """Decode a delivery and find its task."""
         # What a broker gives is not checked by anybody: a formatter may want text.
@@ -203,11 +214,27 @@ class Receiver:
             return Delivery(decoded, task.original_func, controller, self.ack_time)
         return Member(decoded, prepared, prepared.plan, controller, self.ack_time)
 
-    async def _handle(
+    def _handle(
         self,
         delivery: Delivery | Refused,
         *,
         raise_err: bool = False,
+        is_alone: bool = False,
+    ) -> Coroutine[Any, Any, None]:
+        """Take one delivery through every step, all of them under one guard.
+
+        :param is_alone: whether a message of a batch task is a batch of its own.
+        """
+        work = self._take_through(delivery, raise_err=raise_err, is_alone=is_alone)
+        # A message of a batch task only waits here: its function runs elsewhere.
+        return work if isinstance(delivery, Member) else guarded(work)
+
+    async def _take_through(
+        self,
+        delivery: Delivery | Refused,
+        *,
+        raise_err: bool,
+        is_alone: bool,
     ) -> None:
         """Take one delivery through every step, in order."""
         if isinstance(delivery, Refused):
@@ -219,7 +246,7 @@ class Receiver:
         if error is not None:
             await self._settlement.settle_failure(delivery, error)
         elif isinstance(delivery, Member):
-            await self._run_in_batch(delivery)
+            await self._run_in_batch(delivery, is_alone=is_alone)
         else:
             result = await self.run_task(
                 target=delivery.function,
@@ -298,7 +325,7 @@ class Receiver:
                 context=Context(message, self.broker, ack_controller),
                 timeout=message.labels.get("timeout"),
             )
-            outcome, seconds = await self._execution.run(call)
+            outcome, seconds = await guarded(self._execution.run(call))
             result = result_of(outcome, seconds, message)
         if result.error is not None:
             await self._settlement.report_error(message, result)
@@ -382,11 +409,14 @@ class Receiver:
         finally:
             member.release()
 
-    async def _run_in_batch(self, member: Member) -> None:
+    async def _run_in_batch(self, member: Member, *, is_alone: bool) -> None:
         """Let a message join its batch and wait until it is settled with it."""
         error = member.place(validate=self.validate_params)
         if error is not None:
             await self._settlement.settle_failure(member, error)
+            return
+        if is_alone:
+            await self.batching.run_alone(member)
             return
         member.slots = self._running.lent_slots()
         if member.slots is not None:
@@ -444,7 +474,8 @@ class Receiver:
             await self.broker.startup()
             self.has_started_broker = True
         logger.info("Listening started.")
-        log_batch_tasks(self.broker, self.sem_prefetch)
+        is_limited = self.sem is not None
+        log_batch_tasks(self.broker, self.sem_prefetch if is_limited else None)
         queue: _Queue = asyncio.Queue()
         self._prefetch = None
         self._batching = Batching(

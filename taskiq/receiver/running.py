@@ -7,16 +7,22 @@ import contextvars
 import logging
 from typing import TYPE_CHECKING, Any
 
-from taskiq.receiver.cancellation import uninterrupted
+from taskiq.receiver.cancellation import start_task, uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
 logger = logging.getLogger("taskiq.receiver.receiver")
 
 #: The slots of the work this code belongs to, also in asyncio tasks it has begun.
 _lent: contextvars.ContextVar[tuple[RunningTasks, Slots] | None] = (
     contextvars.ContextVar("taskiq_lent_slots", default=None)
+)
+
+#: The broker whose message this code works for, also in asyncio tasks it has begun.
+_working_for: contextvars.ContextVar[object] = contextvars.ContextVar(
+    "taskiq_working_for",
+    default=None,
 )
 
 #: Seconds a cancelled task has for its cleanup before it is left behind.
@@ -87,9 +93,9 @@ class RunningTasks:
         if is_lending:
             context = contextvars.copy_context()
             context.run(_lent.set, (self, slots))
-            task = context.run(loop.create_task, work)
+            task = context.run(start_task, loop, work)
         else:
-            task = loop.create_task(work)
+            task = start_task(loop, work)
         self._started[task] = (slots, subject)
         task.add_done_callback(self._ended)
         return task
@@ -114,12 +120,13 @@ class RunningTasks:
         """Cancel what still runs and wait until it has cleaned up after itself."""
         if not self._started:
             return
-        for task, (_, subject) in self._started.items():
+        for task, (slots, subject) in self._started.items():
             if subject is not None:
                 logger.error(
                     "Stopped before it was done, not acknowledged: %s.",
                     subject,
                 )
+                self._started[task] = (slots, None)  # it is told
             task.cancel()
         _, left = await uninterrupted(asyncio.wait(self.tasks, timeout=CANCEL_GRACE))
         for task in left:
@@ -128,12 +135,34 @@ class RunningTasks:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         slots, subject = self._started.pop(task)
         slots.release()
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            if subject is not None:
+                logger.error(
+                    "Left for redelivery, as it cancelled itself: %s.",
+                    subject,
+                )
+        elif (error := task.exception()) is not None:
             logger.error(
                 "Left for redelivery by an unexpected error, not acknowledged: %s.",
                 subject,
                 exc_info=error,
             )
+
+
+def start_for(
+    broker: object,
+    start: Callable[..., asyncio.Task[Any]],
+    *args: Any,
+) -> asyncio.Task[Any]:
+    """Start work for a message of `broker`, by calling `start`."""
+    context = contextvars.copy_context()
+    context.run(_working_for.set, broker)
+    return context.run(start, *args)
+
+
+def is_working_for(broker: object) -> bool:
+    """Whether whoever asks works for a message of `broker`."""
+    return _working_for.get() is broker
 
 
 async def wait_for_all(

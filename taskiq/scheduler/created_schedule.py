@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from types import CoroutineType
+
     from taskiq.abc.schedule_source import ScheduleSource
     from taskiq.kicker import AsyncKicker
     from taskiq.scheduler.scheduled_task import ScheduledTask
     from taskiq.task import AsyncTaskiqTask
 
+_T = TypeVar("_T")
 _ReturnType = TypeVar("_ReturnType")
 
 
@@ -32,8 +36,25 @@ class CreatedSchedule(Generic[_ReturnType]):
         self.task = task
         self.schedule_id = task.schedule_id
 
-    async def kiq(self) -> AsyncTaskiqTask[_ReturnType]:
-        """Send the task now, with the arguments of the schedule."""
+    @overload
+    async def kiq(
+        self: CreatedSchedule[CoroutineType[Any, Any, _T]],
+    ) -> AsyncTaskiqTask[_T]: ...
+
+    @overload
+    async def kiq(
+        self: CreatedSchedule[Coroutine[Any, Any, _T]],
+    ) -> AsyncTaskiqTask[_T]: ...
+
+    @overload
+    async def kiq(self) -> AsyncTaskiqTask[_ReturnType]: ...
+
+    async def kiq(self) -> Any:
+        """Send the task now, with the arguments of the schedule.
+
+        :returns: a handle to wait for the result with.
+        :raises SendTaskError: when the message could not be sent.
+        """
         return await self.kicker.kiq(*self.task.args, **self.task.kwargs)
 
     async def unschedule(self) -> None:

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 from tests.benchmarks import report
 from tests.benchmarks.environments import (
     BASELINE_VERSION,
-    BenchmarkError,
     Interpreter,
     baseline,
     candidate,
-    say,
 )
+from tests.support.environments import EnvironmentNotMadeError, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -231,7 +230,7 @@ def main() -> int:
     options = parse(sys.argv[1:])
     try:
         text = compare(options)
-    except BenchmarkError as error:
+    except EnvironmentNotMadeError as error:
         say(f"benchmark failed: {error}")
         return 1
     except KeyboardInterrupt:

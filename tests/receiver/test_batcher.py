@@ -645,13 +645,14 @@ def test_a_batch_is_open_then_sealed_then_running_then_settled() -> None:
     bench.offer("b")
     batch = bench.take()
     assert batch is opened
-    assert batch.state is BatchState.SEALED
+    seen = [batch.state]
     batch.move(BatchState.RUNNING)
     bench.batcher.call_ended(batch)
     bench.batcher.member_settled(batch)
-    assert batch.state is BatchState.RUNNING
+    seen.append(batch.state)
     bench.batcher.member_settled(batch)
-    assert batch.state is BatchState.SETTLED
+    seen.append(batch.state)
+    assert seen == [BatchState.SEALED, BatchState.RUNNING, BatchState.SETTLED]
 
 
 def test_a_batch_that_never_ran_can_be_settled() -> None:
@@ -1087,8 +1088,8 @@ class BatcherModel(RuleBasedStateMachine):
 
 
 def test_the_batcher_does_what_a_plain_model_does() -> None:
-    examples = settings.default.max_examples * 4
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    examples = settings().max_examples * 4
+    run_state_machine_as_test(
         BatcherModel,
         settings=settings(
             max_examples=examples,

@@ -32,6 +32,11 @@ class QueueBroker(AsyncBroker):
     async def kick(self, message: BrokerMessage) -> None:
         self.queue.put_nowait(message)
 
+    def take_all(self) -> list[BrokerMessage]:
+        """Take out what was sent and not given out so far."""
+        waiting = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
+        return [message for message in waiting if message is not None]
+
     def end(self) -> None:
         """Let `listen` end by itself once everything before was given out."""
         self.queue.put_nowait(None)

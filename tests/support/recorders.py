@@ -1,10 +1,17 @@
-"""Result backends and middlewares that write down what happened."""
+"""Result backends, schedule sources and middlewares that write down what happened."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from taskiq import AsyncResultBackend, TaskiqMessage, TaskiqMiddleware, TaskiqResult
+from taskiq import (
+    AsyncResultBackend,
+    ScheduledTask,
+    ScheduleSource,
+    TaskiqMessage,
+    TaskiqMiddleware,
+    TaskiqResult,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +47,54 @@ class RecordingBackend(AsyncResultBackend[Any]):
         with_logs: bool = False,
     ) -> TaskiqResult[Any]:
         return self.results[task_id]
+
+
+class StartStopBackend(RecordingBackend):
+    """Writes down when it is started and stopped."""
+
+    def __init__(self, journal: list[str]) -> None:
+        super().__init__()
+        self.journal = journal
+
+    async def startup(self) -> None:
+        self.journal.append("backend starts")
+
+    async def shutdown(self) -> None:
+        self.journal.append("backend stops")
+
+
+class StartStopMiddleware(TaskiqMiddleware):
+    """Writes down when it is started and stopped; one half of it is async."""
+
+    def __init__(self, name: str, journal: list[str]) -> None:
+        super().__init__()
+        self.name = name
+        self.journal = journal
+
+    async def startup(self) -> None:
+        self.journal.append(f"{self.name} starts")
+
+    def shutdown(self) -> None:
+        self.journal.append(f"{self.name} stops")
+
+
+class RecordingSource(ScheduleSource):
+    """Keeps every schedule it is given.
+
+    :ivar schedules: what was added and not deleted, in order.
+    """
+
+    def __init__(self) -> None:
+        self.schedules: list[ScheduledTask] = []
+
+    async def get_schedules(self) -> list[ScheduledTask]:
+        return list(self.schedules)
+
+    async def add_schedule(self, schedule: ScheduledTask) -> None:
+        self.schedules.append(schedule)
+
+    async def delete_schedule(self, schedule_id: str) -> None:
+        self.schedules = [s for s in self.schedules if s.schedule_id != schedule_id]
 
 
 class RecordingMiddleware(TaskiqMiddleware):

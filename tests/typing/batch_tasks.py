@@ -1,4 +1,3 @@
-# pyright: strict, reportUnnecessaryTypeIgnoreComment=true, enableTypeIgnoreComments=false
 """What a type checker says about batch tasks, pinned: each row of the table of types.
 
 `test_types.py` runs mypy and pyright over this file, and registers its tasks.
@@ -278,6 +277,23 @@ async def of_optional(names: list[str | None]) -> list[str]:
     return [name or "" for name in names]
 
 
+@broker.task(batch=True)
+async def with_more(docs: list[Doc], *more: int, dry: bool = False) -> list[int]:
+    return [1 for _ in docs]
+
+
+# mypy wants the list positional-only here: any name could be among the others.
+@broker.task(batch=True)
+async def with_names(docs: list[Doc], /, **names: str) -> list[int]:
+    return [1 for _ in docs]
+
+
+async def the_rest_may_be_variadic() -> None:
+    doc = Doc()
+    assert_type(await with_more.kiq(doc, 1, 2, dry=True), AsyncTaskiqTask[int])
+    assert_type(await with_names.kiq(doc, tenant="a"), AsyncTaskiqTask[int])
+
+
 async def any_parameter_a_list_fits_takes_its_element() -> None:
     doc = Doc()
     assert_type(await of_sequence.kiq(doc), AsyncTaskiqTask[int])
@@ -298,8 +314,8 @@ async def any_parameter_a_list_fits_takes_its_element() -> None:
 async def with_dependencies(
     docs: list[Doc],
     tenant: str,
-    batch: BatchContext = TaskiqDepends(),
-    context: Annotated[Context, TaskiqDepends()] = TaskiqDepends(),
+    batch: BatchContext = TaskiqDepends(),  # noqa: B008 - how it is declared
+    context: Context = TaskiqDepends(),  # noqa: B008 - how it is declared
 ) -> list[int]:
     batch.set_result(0, 1)
     return [1 for _ in docs]
@@ -541,6 +557,12 @@ async def schedules_take_one_item(source: ScheduleSource, time: datetime) -> Non
     assert_type(by_interval, CreatedSchedule[list[int]])
     every = timedelta(seconds=5)
     await to_each_with_rest.schedule_by_interval(source, every, doc, "a", dry=True)
+    of_async = await to_each.schedule_by_cron(source, "* * * * *", doc)
+    assert_type(await of_async.kiq(), AsyncTaskiqTask[int])
+    of_async_rest = await to_one_with_rest.schedule_by_interval(source, 5, doc, "a")
+    assert_type(await of_async_rest.kiq(), AsyncTaskiqTask[float])
+    of_async_kicker = await whole_list.kicker().schedule_by_time(source, time, doc)
+    assert_type(await of_async_kicker.kiq(), AsyncTaskiqTask[list[int]])
     by_time = await sync_to_one.schedule_by_time(source, time, doc)
     assert_type(by_time, CreatedSchedule[bool])
     await to_one_with_rest.schedule_by_time(source, time, doc, tenant="a")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from argparse import ZERO_OR_MORE, ArgumentDefaultsHelpFormatter, ArgumentParser
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from taskiq.cli.common_args import LogLevel
+from taskiq.cli.common_args import (
+    DEFAULT_TASKS_PATTERN,
+    LogLevel,
+    add_import_options,
+    add_logging_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from taskiq.scheduler.scheduler import TaskiqScheduler
-
-_DEFAULT_TASKS_PATTERN: Final = ("**/tasks.py",)
 
 
 @dataclass
@@ -30,7 +33,7 @@ class SchedulerArgs:
     log_level: LogLevel = LogLevel.INFO
     configure_logging: bool = True
     fs_discover: bool = False
-    tasks_pattern: Sequence[str] = _DEFAULT_TASKS_PATTERN
+    tasks_pattern: Sequence[str] = DEFAULT_TASKS_PATTERN
     skip_first_run: bool = False
     update_interval: int | None = None
     loop_interval: int | None = None
@@ -44,7 +47,7 @@ class SchedulerArgs:
         """
         values = vars(_parser().parse_args(args))
         values["log_level"] = LogLevel[values["log_level"]]
-        values["tasks_pattern"] = values["tasks_pattern"] or _DEFAULT_TASKS_PATTERN
+        values["tasks_pattern"] = values["tasks_pattern"] or DEFAULT_TASKS_PATTERN
         return SchedulerArgs(**values)
 
 
@@ -63,49 +66,10 @@ def _parser() -> ArgumentParser:
         nargs=ZERO_OR_MORE,
         help="task modules to import",
     )
-    _add_import_options(parser)
-    _add_logging_options(parser)
+    add_import_options(parser)
+    add_logging_options(parser)
     _add_timing_options(parser)
     return parser
-
-
-def _add_import_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--app-dir",
-        "-d",
-        default=None,
-        help="directory to import from besides the current one",
-    )
-    parser.add_argument(
-        "--fs-discover",
-        "-fsd",
-        action="store_true",
-        help="look for task modules below the current directory; "
-        "see `--tasks-pattern` for which files",
-    )
-    parser.add_argument(
-        "--tasks-pattern",
-        "-tp",
-        action="append",
-        default=None,
-        help="glob pattern of the files to look for; may be repeated. "
-        f"Without it: {', '.join(_DEFAULT_TASKS_PATTERN)}",
-    )
-
-
-def _add_logging_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--log-level",
-        default=LogLevel.INFO.name,
-        choices=[level.name for level in LogLevel],
-        help="log level",
-    )
-    parser.add_argument(
-        "--no-configure-logging",
-        action="store_false",
-        dest="configure_logging",
-        help="leave logging as the application configures it",
-    )
 
 
 def _add_timing_options(parser: ArgumentParser) -> None:

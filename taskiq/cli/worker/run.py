@@ -1,0 +1,313 @@
+"""Running workers: the main process, and what each worker process does."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import multiprocessing
+import os
+import sys
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from taskiq.abc.broker import AsyncBroker
+from taskiq.cli.utils import import_object, import_tasks
+from taskiq.cli.worker.executors import JOIN_GRACE, Pool
+from taskiq.cli.worker.logs import configure_logging, set_levels
+from taskiq.cli.worker.process_manager import ProcessManager
+from taskiq.cli.worker.signals import (
+    ParentWatch,
+    close_without_handlers,
+    exit_on_signals,
+    handle_signals,
+)
+from taskiq.receiver import Receiver
+from taskiq.receiver.restart import RestartDelays
+
+if TYPE_CHECKING:
+    from watchdog.observers.api import BaseObserver
+
+    from taskiq.cli.worker.args import WorkerArgs
+
+logger = logging.getLogger("taskiq.worker")
+
+#: Seconds between two looks whether the main process is still there.
+_ORPHAN_CHECK_INTERVAL: Final = 1.0
+
+#: Seconds asyncio tasks have to clean up when the process ends anyway.
+_CLEANUP_GRACE: Final = 1.0
+
+
+def run_worker(args: WorkerArgs) -> int | None:
+    """Run worker processes until they are told to end; this is the main process.
+
+    :returns: exit status, `None` for success.
+    :raises ValueError: files are to be watched, and the packages for that are missing.
+    """
+    if sys.platform == "darwin":
+        multiprocessing.set_start_method("spawn")
+    _set_up_logging(args)
+    logger.info("Pid of a main process: %d", os.getpid())
+    logger.info("Starting %d worker processes.", args.workers)
+    observer = _start_observer(args) if args.reload else None
+    manager = ProcessManager(
+        args=args,
+        observer=observer,
+        worker_function=start_listen,
+    )
+    try:
+        return manager.start()
+    finally:
+        if observer is not None:
+            observer.stop()
+
+
+def _set_up_logging(args: WorkerArgs) -> None:
+    if args.configure_logging:
+        configure_logging(args.log_level, args.log_format)
+    set_levels(args.log_level)
+
+
+def _start_observer(args: WorkerArgs) -> BaseObserver:
+    try:
+        from watchdog.observers import Observer  # noqa: PLC0415 - of an extra
+
+        import taskiq.cli.watcher as _  # noqa: F401, PLC0415 - needs all of the extra
+    except ImportError as exc:
+        raise ValueError(
+            "--reload needs packages that are not installed. "
+            "Install them with `pip install 'taskiq[reload]'`.",
+        ) from exc
+    observer = Observer()
+    observer.start()
+    args.workers = 1
+    logging.warning("Reload on file changes: the number of workers is set to 1.")
+    return observer
+
+
+def start_listen(args: WorkerArgs) -> None:
+    """Receive and run tasks until a signal tells to stop; this is a worker process.
+
+    :raises SystemExit: the worker could not start, failed, or was stopped the hard way.
+    """
+    exit_on_signals()
+    _set_up_logging(args)
+    loop = _new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        broker = _find_broker(args)
+        broker.is_worker_process = True
+        import_tasks(args.modules, args.tasks_pattern, args.fs_discover)
+        service = _Service(args, broker, get_receiver_type(args))
+    except Exception:
+        logger.exception("This worker cannot start.")
+        loop.close()
+        sys.exit(1)
+    status = loop.run_until_complete(service.run())
+    if not service.is_executor_joined:
+        _exit_at_once(status)
+    loop.run_until_complete(_clean_up())
+    close_without_handlers(loop)
+    if status:
+        sys.exit(status)
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop  # noqa: PLC0415 - optional
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def _find_broker(args: WorkerArgs) -> AsyncBroker:
+    broker: Any = args.broker
+    if isinstance(broker, str):
+        broker = import_object(broker, app_dir=args.app_dir)
+    if inspect.isfunction(broker):
+        broker = broker()
+    if not isinstance(broker, AsyncBroker):
+        raise ValueError(  # noqa: TRY004 - a bad argument is a bad value
+            f"{args.broker!r} is neither an AsyncBroker nor a function returning one, "
+            f"but {broker!r}.",
+        )
+    return broker
+
+
+def get_receiver_type(args: WorkerArgs) -> type[Receiver]:
+    """Import the class of the receiver.
+
+    :raises ValueError: what `args` names is no subclass of `Receiver`.
+    """
+    receiver_type = import_object(args.receiver, app_dir=args.app_dir)
+    if not (isinstance(receiver_type, type) and issubclass(receiver_type, Receiver)):
+        raise ValueError(  # noqa: TRY004 - a bad argument is a bad value
+            f"{args.receiver!r} is no subclass of taskiq.receiver.Receiver, "
+            f"but {receiver_type!r}.",
+        )
+    return receiver_type
+
+
+class _Service:
+    """A receiver at work, from its creation until the broker is shut down.
+
+    :ivar is_executor_joined: whether no thread or process is left that runs a task.
+    """
+
+    def __init__(
+        self,
+        args: WorkerArgs,
+        broker: AsyncBroker,
+        receiver_type: type[Receiver],
+    ) -> None:
+        self._args = args
+        self._broker = broker
+        self._receiver_type = receiver_type
+        self._receiver: Receiver | None = None
+        self._pool = Pool(args)
+        self._finish = asyncio.Event()
+        self._is_stopped_hard = False
+        self._task: asyncio.Task[Any] | None = None
+        self.is_executor_joined = False
+
+    async def run(self) -> int:
+        """Receive until told to stop, then release everything.
+
+        :returns: exit status: 0, or 1 after a failure or a hard stop.
+        """
+        self._task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        handle_signals(loop, soft=self._stop, hard=self._stop_hard)
+        parent_check = loop.create_task(self._finish_with_parent())
+        try:
+            async with AsyncExitStack() as stack:
+                timeout = self._args.shutdown_timeout
+                stack.push_async_callback(shutdown_broker, self._broker, timeout)
+                stack.push_async_callback(self._join_executor)
+                self._receiver = self._make_receiver()
+                await self._listen(self._receiver)
+        except asyncio.CancelledError:
+            if not self._is_stopped_hard:
+                raise
+            return 1
+        except Exception:
+            logger.exception("The worker failed.")
+            return 1
+        finally:
+            parent_check.cancel()
+        return 0
+
+    def _stop(self) -> None:
+        self._finish.set()
+        self._pool.note_stop()
+
+    def _stop_hard(self) -> None:
+        if self._is_stopped_hard or self._task is None:
+            return
+        logger.warning("Hard stop: running tasks are given up.")
+        self._is_stopped_hard = True
+        self._stop()
+        if self._receiver is not None:
+            self._receiver.wait_tasks_timeout = 0
+        self._task.cancel()
+
+    async def _finish_with_parent(self) -> None:
+        parent = ParentWatch()
+        while not parent.is_gone():  # noqa: ASYNC110 - nobody would set an event
+            await asyncio.sleep(_ORPHAN_CHECK_INTERVAL)
+        logger.warning("The main process is gone: stopping.")
+        self._finish.set()
+
+    def _make_receiver(self) -> Receiver:
+        args = self._args
+        return self._receiver_type(
+            broker=self._broker,
+            executor=self._pool.executor,
+            validate_params=not args.no_parse,
+            max_async_tasks=args.max_async_tasks,
+            max_async_tasks_jitter=args.max_async_tasks_jitter,
+            max_prefetch=args.max_prefetch,
+            propagate_exceptions=not args.no_propagate_errors,
+            ack_type=args.ack_type,
+            max_tasks_to_execute=args.max_tasks_per_child,
+            wait_tasks_timeout=args.wait_tasks_timeout,
+            **cast("dict[str, Any]", dict(args.receiver_arg)),
+        )
+
+    async def _listen(self, receiver: Receiver) -> None:
+        """Listen, again and again if the listener fails once the broker is started."""
+        clock = asyncio.get_running_loop().time
+        delays = RestartDelays()
+        while True:
+            began = clock()
+            try:
+                return await receiver.listen(self._finish)
+            except Exception as exc:
+                if self._finish.is_set() or not receiver.has_started_broker:
+                    raise
+                delay = delays.after_failure(clock() - began)
+                logger.warning(
+                    "The listener failed, it is started again in %.1f s: %s",
+                    delay,
+                    exc,
+                    exc_info=True,
+                )
+            receiver.run_startup = False
+            if await _is_set_within(self._finish, delay):
+                return None
+
+    async def _join_executor(self) -> None:
+        is_waited_for = (
+            self._args.wait_tasks_timeout is None and not self._is_stopped_hard
+        )
+        limit = None if is_waited_for else JOIN_GRACE
+        self.is_executor_joined = await self._pool.join(limit)
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except asyncio.TimeoutError:
+        return False
+    return True
+
+
+async def shutdown_broker(broker: AsyncBroker, timeout: float) -> None:
+    """Shut down a broker; what goes wrong is logged, not raised.
+
+    :param timeout: seconds the broker has for it.
+    """
+    logger.info("Shutting down the broker.")
+    shutdown = asyncio.ensure_future(broker.shutdown())
+    # Not `wait_for`: it waits on for a coroutine that does not let itself be cancelled.
+    await asyncio.wait({shutdown}, timeout=timeout)
+    if not shutdown.done():
+        shutdown.cancel()
+        logger.warning("The broker did not shut down within %g s.", timeout)
+        return
+    try:
+        returned: Any = shutdown.result()
+    except (Exception, asyncio.CancelledError):
+        logger.warning("The broker failed to shut down.", exc_info=True)
+        return
+    if returned is not None:
+        logger.info("The broker returned a value on shutdown: %r", returned)
+
+
+async def _clean_up() -> None:
+    """Cancel what the application has left running, as `asyncio.run` does."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=_CLEANUP_GRACE)
+    await asyncio.get_running_loop().shutdown_asyncgens()
+
+
+def _exit_at_once(status: int) -> None:
+    """End the process though it has threads that the interpreter would wait for."""
+    logger.warning("Not waiting for tasks that still run in threads or processes.")
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)

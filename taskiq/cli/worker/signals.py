@@ -1,0 +1,105 @@
+"""What tells a worker process to end: signals, and the end of its main process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from types import FrameType
+
+
+def _known(*names: str) -> tuple[signal.Signals, ...]:
+    """Give the signals of these names that the platform has."""
+    return tuple(member for member in signal.Signals if member.name in names)
+
+
+#: Signals after which the process finishes what it has begun.
+SOFT: Final = _known("SIGINT", "SIGTERM", "SIGHUP")
+
+#: Signals after which it does not. As with other daemons SIGQUIT is the quick end.
+HARD: Final = _known("SIGQUIT")
+
+
+def exit_on_signals() -> None:
+    """End the process at a signal, as long as it has not begun anything."""
+    for signum in (*SOFT, *HARD):
+        signal.signal(signum, _exit)
+
+
+def _exit(_signum: int, _frame: FrameType | None) -> None:
+    _ignore_soft_signals()  # the process is told once by all, once by its parent
+    raise SystemExit(0)
+
+
+def _ignore_soft_signals() -> None:
+    for signum in SOFT:
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def handle_signals(
+    loop: asyncio.AbstractEventLoop,
+    soft: Callable[[], None],
+    hard: Callable[[], None],
+) -> None:
+    """Have signals call functions in an event loop, and wake it if it waits.
+
+    :param loop: the loop of the main thread.
+    :param soft: for signals after which running tasks are finished.
+    :param hard: for signals after which they are not.
+    """
+    for signums, function in ((SOFT, soft), (HARD, hard)):
+        for signum in signums:
+            if sys.platform == "win32":
+                # The loops there know no signals, but are woken by them.
+                signal.signal(signum, _in_loop(loop, function))
+            else:
+                loop.add_signal_handler(signum, function)
+
+
+def _in_loop(
+    loop: asyncio.AbstractEventLoop,
+    function: Callable[[], None],
+) -> Callable[[int, FrameType | None], None]:
+    def handler(_signum: int, _frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(function)
+
+    return handler
+
+
+def close_without_handlers(loop: asyncio.AbstractEventLoop) -> None:
+    """Close a loop that handled signals; soft ones are ignored from now on.
+
+    A loop that is closed sets the handlers of Python, which for a second SIGINT print
+    a traceback: the process is about to end, and is not to be told again.
+    """
+    if sys.platform == "win32":
+        loop.close()
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, SOFT)
+    loop.close()
+    _ignore_soft_signals()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SOFT)
+
+
+class ParentWatch:
+    """Tells whether the process that started this one is gone."""
+
+    def __init__(self) -> None:
+        self._parent = multiprocessing.parent_process()
+        # Not so where a fork server stands between the two.
+        self._is_direct = self._parent is not None and os.getppid() == self._parent.pid
+
+    def is_gone(self) -> bool:
+        """Whether the parent process has ended."""
+        if self._parent is None:
+            return False
+        # Forked siblings hold each other's signs of life of the parent: while they
+        # live, only the system knows.
+        is_adopted = self._is_direct and os.getppid() != self._parent.pid
+        return is_adopted or not self._parent.is_alive()

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+
+import pytest
+
+import taskiq
+from taskiq import __main__ as cli
+from taskiq.abc.cmd import TaskiqCMD
+from taskiq.cli.scheduler.cmd import SchedulerCMD
+from taskiq.cli.worker.cmd import WorkerCMD
+
+
+class RecordingCMD(TaskiqCMD):
+    short_help = "Write down what it gets"
+    calls: list[list[str]]
+
+    def exec(self, args: Sequence[str]) -> int | None:
+        self.calls.append([sys.argv[0], *args])
+        return 7 if "fail" in args else None
+
+
+class InterruptedCMD(TaskiqCMD):
+    def exec(self, args: Sequence[str]) -> int | None:
+        raise KeyboardInterrupt
+
+
+def not_a_class() -> None:
+    """What an entry point should not name."""
+
+
+def entry(name: str, value: str) -> EntryPoint:
+    return EntryPoint(name, f"{__name__}:{value}", "taskiq_cli")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    points = [entry("record", "RecordingCMD"), entry("interrupt", "InterruptedCMD")]
+    monkeypatch.setattr(cli, "entry_points", lambda **_: points)
+    RecordingCMD.calls = []
+
+    def main(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["taskiq", *arguments])
+        cli.main()
+
+    return main
+
+
+def test_the_command_is_found_by_its_name_and_gets_the_rest(
+    run: Callable[..., None],
+) -> None:
+    run("record", "a", "--unknown", "-x", "--help")
+    assert RecordingCMD.calls == [["record", "a", "--unknown", "-x", "--help"]]
+
+
+def test_what_a_command_returns_is_the_exit_status(run: Callable[..., None]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run("record", "fail")
+    assert caught.value.code == 7
+
+
+def test_an_interrupted_command_is_no_traceback(run: Callable[..., None]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run("interrupt")
+    assert caught.value.code == 130
+
+
+@pytest.mark.parametrize("arguments", [["-V"], ["--version"], ["--version", "record"]])
+def test_the_version_is_printed_instead_of_running_anything(
+    run: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+) -> None:
+    run(*arguments)
+    assert capsys.readouterr().out == f"{taskiq.__version__}\n"
+    assert not RecordingCMD.calls
+
+
+def test_without_a_command_the_help_tells_of_all_of_them(
+    run: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run()
+    output = capsys.readouterr().out
+    assert "2 of them are installed" in output
+    assert "record" in output
+    assert "Write down what it gets" in output
+
+
+def test_an_unknown_command_is_an_error(
+    run: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run("unknown")
+    assert caught.value.code == 2
+    assert "unknown" in capsys.readouterr().err
+
+
+def test_a_command_that_cannot_be_imported_is_printed_and_skipped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    missing = EntryPoint("missing", "no_such_module:CMD", "taskiq_cli")
+    commands = cli.load_commands([missing, entry("record", "RecordingCMD")])
+    assert list(commands) == ["record"]
+    output = capsys.readouterr().out
+    assert "no_such_module:CMD" in output
+    assert "No module named" in output
+
+
+def test_other_classes_are_skipped_and_other_objects_refused() -> None:
+    other = EntryPoint("other", "decimal:Decimal", "taskiq_cli")
+    assert cli.load_commands([other]) == {}
+    with pytest.raises(TypeError):
+        cli.load_commands([entry("function", "not_a_class")])
+
+
+def test_the_worker_and_the_scheduler_are_installed() -> None:
+    found = {point.name: point.load() for point in entry_points(group="taskiq_cli")}
+    assert found["worker"] is WorkerCMD
+    assert found["scheduler"] is SchedulerCMD
+    assert all(command.short_help for command in found.values())
+    [script] = entry_points(group="console_scripts", name="taskiq")
+    assert script.load() is cli.main
+
+
+def test_the_module_is_the_command_and_help_reaches_the_subcommand() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "taskiq", "worker", "--help"],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert done.stdout.startswith("usage: worker ")
+    assert "--hardkill-count" in done.stdout

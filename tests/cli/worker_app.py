@@ -1,0 +1,171 @@
+"""The application that the tests of real worker processes run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import Any
+
+from taskiq import (
+    AckableMessage,
+    AsyncBroker,
+    AsyncResultBackend,
+    BrokerMessage,
+    TaskiqResult,
+)
+from taskiq.receiver import Receiver
+
+HUB = ("127.0.0.1", int(os.environ["TASKIQ_TEST_HUB"]))
+
+
+def hello(kind: str, **fields: object) -> bytes:
+    process = multiprocessing.current_process()
+    report = {"kind": kind, "pid": os.getpid(), "name": process.name, **fields}
+    return json.dumps(report).encode() + b"\n"
+
+
+def report(kind: str, **fields: object) -> None:
+    """Tell the hub something, from any thread or process."""
+    with socket.create_connection(HUB) as connection:
+        connection.sendall(hello(kind, **fields))
+        connection.recv(16)  # it was noted
+
+
+def open_line(kind: str) -> socket.socket:
+    line = socket.create_connection(HUB)
+    line.sendall(hello(kind))
+    return line
+
+
+class HubBackend(AsyncResultBackend[Any]):
+    async def set_result(self, task_id: str, result: TaskiqResult[Any]) -> None:
+        report(
+            "result",
+            id=task_id,
+            value=result.return_value,
+            error=None if result.error is None else repr(result.error),
+        )
+
+    async def is_result_ready(self, task_id: str) -> bool:
+        raise NotImplementedError
+
+    async def get_result(
+        self,
+        task_id: str,
+        with_logs: bool = False,
+    ) -> TaskiqResult[Any]:
+        raise NotImplementedError
+
+
+class HubBroker(AsyncBroker):
+    """Waits for messages without a timer: nothing but them wakes its event loop."""
+
+    async def startup(self) -> None:
+        await super().startup()
+        report("startup", loop=type(asyncio.get_running_loop()).__module__)
+
+    async def shutdown(self) -> None:
+        report("shutdown")
+        await super().shutdown()
+
+    async def kick(self, message: BrokerMessage) -> None:
+        raise NotImplementedError
+
+    async def listen(self) -> AsyncGenerator[AckableMessage, None]:
+        reader, writer = await asyncio.open_connection(*HUB)
+        writer.write(hello("listening"))
+        try:
+            while line := await reader.readline():
+                message = json.loads(line)
+                if message is None:
+                    raise ConnectionError("the hub hung up")
+                yield AckableMessage(
+                    data=message["data"].encode(),
+                    ack=partial(report, "ack", id=message["id"]),
+                )
+        finally:
+            writer.close()
+
+
+LIFELINE = open_line("alive")
+broker = HubBroker().with_result_backend(HubBackend())
+
+
+def make_broker() -> AsyncBroker:
+    return broker
+
+
+def nothing() -> None:
+    """What is no broker."""
+
+
+@broker.task("echo")
+async def echo(value: int) -> dict[str, Any]:
+    return {"value": value, "pid": os.getpid()}
+
+
+@broker.task("hold")
+async def hold() -> str:
+    """Waits for the hub, or for ever."""
+    reader, writer = await asyncio.open_connection(*HUB)
+    writer.write(hello("held"))
+    try:
+        await reader.readline()
+    except asyncio.CancelledError:
+        report("cancelled")
+        raise
+    finally:
+        writer.close()
+    return "done"
+
+
+@broker.task("hold_sync")
+def hold_sync() -> int:
+    """The same for a pool of threads or processes."""
+    with open_line("held") as line:
+        line.recv(16)
+    return os.getpid()
+
+
+@broker.task("block")
+async def block() -> None:
+    """Blocks the event loop for ever."""
+    report("blocked")
+    while True:
+        time.sleep(60)  # noqa: ASYNC251 - that is the mistake
+
+
+@broker.task("crash")
+async def crash(code: int) -> None:
+    os._exit(code)
+
+
+@broker.task("crash_sync")
+def crash_sync() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@broker.task("warn")
+def warn() -> None:
+    logging.getLogger("an.application").warning("said by the application")
+
+
+@broker.task("count", batch=True, batch_size=50, batch_timeout=5)
+async def count(numbers: list[int]) -> list[dict[str, int]]:
+    return [{"number": number, "batch": len(numbers)} for number in numbers]
+
+
+class EagerReceiver(Receiver):
+    """Takes an argument of its own."""
+
+    def __init__(self, greeting: str, **options: Any) -> None:
+        super().__init__(**options)
+        report("greeting", text=greeting, ack_type=self.ack_time.value)

@@ -1,0 +1,1 @@
+"""Our package and the released taskiq, each a client of the other's worker."""

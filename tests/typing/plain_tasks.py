@@ -1,0 +1,151 @@
+"""What a type checker says about plain tasks, pinned: batches change nothing for them.
+
+`test_types.py` runs mypy and pyright over this file, and registers its tasks.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from typing_extensions import assert_type
+
+from taskiq import (
+    AsyncTaskiqTask,
+    Context,
+    InMemoryBroker,
+    ScheduleSource,
+    TaskiqDepends,
+    TaskiqResult,
+    async_shared_broker,
+    gather,
+)
+from taskiq.scheduler.created_schedule import CreatedSchedule
+
+broker = InMemoryBroker()
+other_broker = InMemoryBroker()
+
+
+@broker.task
+async def bare(x: int, y: str = "") -> float:
+    return 1.0
+
+
+@broker.task
+def sync_bare(x: int, *, y: str = "") -> float:
+    return 1.0
+
+
+@broker.task()
+async def called(x: int) -> bool:
+    return True
+
+
+@broker.task("named")
+async def named(x: int) -> bool:
+    return True
+
+
+@broker.task(task_name="named_by_keyword", queue="fast", timeout=3)
+def labelled(x: int) -> bool:
+    return True
+
+
+@broker.task(batch=False)
+async def told_not_to_batch(numbers: list[int]) -> list[str]:
+    return []
+
+
+@broker.task(batch=None)
+def told_nothing_about_batches(numbers: list[int]) -> list[str]:
+    return []
+
+
+@broker.task(batch_size=10, batch_results="shared")
+async def with_labels_named_like_arguments(numbers: list[int]) -> list[str]:
+    return []
+
+
+@broker.task
+async def with_dependency(
+    x: int,
+    context: Context = TaskiqDepends(),  # noqa: B008 - how it is declared
+) -> None:
+    await context.ack()
+
+
+@async_shared_broker.task
+async def of_any_broker(x: int) -> bool:
+    return True
+
+
+@async_shared_broker.task("sync_plain_task_of_any_broker", queue="fast")
+def sync_of_any_broker(x: int) -> bool:
+    return True
+
+
+async def function(x: int) -> list[str]:
+    return []
+
+
+def sync_function(numbers: list[int]) -> list[str]:
+    return []
+
+
+registered = broker.register_task(function)
+registered_with_name = broker.register_task(sync_function, "registered", queue="fast")
+registered_in_words = broker.register_task(
+    sync_function,
+    task_name="registered_in_words",
+    batch=False,
+)
+
+
+async def sending_gives_a_handle_of_what_the_function_returns() -> None:
+    assert_type(await bare.kiq(1), AsyncTaskiqTask[float])
+    assert_type(await bare.kiq(1, y="a"), AsyncTaskiqTask[float])
+    assert_type(await sync_bare.kiq(x=1, y="a"), AsyncTaskiqTask[float])
+    assert_type(await called.kiq(1), AsyncTaskiqTask[bool])
+    assert_type(await named.kiq(1), AsyncTaskiqTask[bool])
+    assert_type(await labelled.kiq(1), AsyncTaskiqTask[bool])
+    assert_type(await told_not_to_batch.kiq([1]), AsyncTaskiqTask[list[str]])
+    assert_type(await told_nothing_about_batches.kiq([1]), AsyncTaskiqTask[list[str]])
+    sent = await with_labels_named_like_arguments.kiq([1])
+    assert_type(sent, AsyncTaskiqTask[list[str]])
+    assert_type(await with_dependency.kiq(1), AsyncTaskiqTask[None])
+    assert_type(await of_any_broker.kiq(1), AsyncTaskiqTask[bool])
+    assert_type(await sync_of_any_broker.kiq(1), AsyncTaskiqTask[bool])
+    assert_type(await registered.kiq(1), AsyncTaskiqTask[list[str]])
+    assert_type(await registered_with_name.kiq([1]), AsyncTaskiqTask[list[str]])
+    assert_type(await registered_in_words.kiq([1]), AsyncTaskiqTask[list[str]])
+
+
+async def results_have_the_type_the_function_returns() -> None:
+    result = await (await bare.kiq(1)).wait_result()
+    assert_type(result, TaskiqResult[float])
+    assert_type(result.return_value, float)
+    handles = (await bare.kiq(1), await labelled.kiq(1))
+    assert_type(await gather(*handles), tuple[TaskiqResult[Any], ...])
+
+
+async def calling_a_task_is_calling_its_function() -> None:
+    assert_type(await bare(1, "a"), float)
+    assert_type(sync_bare(1, y="a"), float)
+    assert_type(await told_not_to_batch([1]), list[str])
+    assert_type(registered_with_name([1]), list[str])
+
+
+async def a_kicker_keeps_the_types(source: ScheduleSource, time: datetime) -> None:
+    kicker = bare.kicker().with_labels(queue="slow", priority=3)
+    kicker = kicker.with_task_id("id").with_broker(other_broker)
+    assert_type(await kicker.kiq(1, "a"), AsyncTaskiqTask[float])
+    by_cron = await labelled.schedule_by_cron(source, "* * * * *", 1)
+    assert_type(by_cron, CreatedSchedule[bool])
+    assert_type(await by_cron.kiq(), AsyncTaskiqTask[bool])
+    of_async = await bare.schedule_by_cron(source, "* * * * *", 1)
+    assert_type(await of_async.kiq(), AsyncTaskiqTask[float])
+    every = timedelta(seconds=1)
+    by_interval = await sync_bare.schedule_by_interval(source, every, 1, y="a")
+    assert_type(by_interval, CreatedSchedule[float])
+    by_time = await sync_bare.kicker().schedule_by_time(source, time, 1)
+    assert_type(by_time, CreatedSchedule[float])
