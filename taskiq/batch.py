@@ -310,7 +310,9 @@ class _Reader:
         kinds: tuple[Any, ...] = ()
         if isinstance(value, tuple):
             kinds = value  # pyright: ignore[reportUnknownVariableType] - checked below
-        if not kinds or not all(_is_exception(kind) for kind in kinds):
+        if not kinds or not all(
+            isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds
+        ):
             allowed = "it must be True, False or a tuple of Exception classes"
             raise self._error("batch_isolate_errors", value, allowed)
         for kind in kinds:
@@ -524,7 +526,7 @@ _AWAITABLES: Final = (
 
 
 def _is_exception(arm: Any) -> bool:
-    return isinstance(arm, type) and issubclass(arm, Exception)
+    return isinstance(arm, type) and issubclass(arm, BaseException)
 
 
 def _name_of(hint: Any) -> str:

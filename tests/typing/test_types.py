@@ -39,7 +39,9 @@ def test_pyright_infers_the_pinned_types_and_refuses_what_is_wrong() -> None:
     assert_passes("pyright", "--project", HERE, "--pythonpath", sys.executable)
 
 
-@pytest.mark.parametrize("module", ["batch_tasks", "plain_tasks", "refused"])
+@pytest.mark.parametrize(
+    "module", ["batch_tasks", "control_refused", "plain_tasks", "refused"]
+)
 def test_what_the_checkers_accept_is_registered_without_an_error(
     module: str,
     monkeypatch: pytest.MonkeyPatch,
