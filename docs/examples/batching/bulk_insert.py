@@ -37,6 +37,9 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path)
+        # As an application would: commits do not wait for the disk one by one.
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.execute("CREATE TABLE rows (id INTEGER, name TEXT)")
         self.transactions = 0
 
