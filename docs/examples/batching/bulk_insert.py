@@ -2,6 +2,7 @@
 
 Run it with ``python docs/examples/batching/bulk_insert.py``. Each row is one message
 with a result of its own; only the number of calls, and so of transactions, differs.
+Each transaction waits for the disk, so a slow disk takes its time one by one.
 """
 
 from __future__ import annotations
@@ -37,10 +38,6 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(path)
-        # Commits do not wait for the disk one by one; if they did, inserting one by one
-        # would take minutes on some machines.
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.execute("CREATE TABLE rows (id INTEGER, name TEXT)")
         self.transactions = 0
 
