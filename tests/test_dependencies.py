@@ -17,6 +17,11 @@ from taskiq import (
 )
 from taskiq.exceptions import NoResultError, TaskRejectedError
 
+# Python 3.12 and later: the dependency package throws errors into generators so.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:the \(type, exc, tb\) signature of a?throw\(\):DeprecationWarning",
+)
+
 _T = TypeVar("_T")
 
 AnyTask = AsyncTaskiqDecoratedTask[..., Any]

@@ -40,7 +40,7 @@ def _run(script: Path) -> str:
         [sys.executable, str(script)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,  # ten thousand commits on a busy disk
         check=False,
     )
     assert done.returncode == 0, done.stderr

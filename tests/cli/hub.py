@@ -15,7 +15,7 @@ from typing_extensions import Self
 from taskiq import TaskiqMessage
 
 #: Seconds after which a wait is a hang.
-HANG = 5.0
+HANG = 30.0
 
 
 @dataclass(eq=False)

@@ -159,6 +159,19 @@ def test_an_action_that_comes_too_late_is_no_error(queue: ActionQueue) -> None:
 
 
 @needs_signals
+def test_a_signal_wakes_who_waits_even_before_its_handler_has_run(
+    queue: ActionQueue,
+) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    with queue.woken_by_signals():
+        signal.raise_signal(signal.SIGTERM)
+        assert multiprocessing.connection.wait([queue.wakeup], 0)
+    queue.take_all()
+    signal.raise_signal(signal.SIGTERM)
+    assert not multiprocessing.connection.wait([queue.wakeup], 0)
+
+
+@needs_signals
 def test_a_signal_may_interrupt_anything_the_queue_does(queue: ActionQueue) -> None:
     handler = get_signal_handler(queue, ShutdownAction())
     signals = 0
@@ -265,7 +278,9 @@ def test_an_interrupted_worker_function_is_no_traceback() -> None:
     def interrupted(args: WorkerArgs) -> None:
         raise KeyboardInterrupt
 
+    before = signal.set_wakeup_fd(-1)
     process_manager._run(interrupted, WorkerArgs("a:b", []))
+    signal.set_wakeup_fd(before)
 
 
 # -- The main loop ----------------------------------------------------------------

@@ -104,7 +104,12 @@ def test_a_signal_ends_a_worker_that_is_still_importing(
     method: str,
     signum: signal.Signals,
 ) -> None:
-    text = "import time, worker_app\nworker_app.report('importing')\ntime.sleep(1000)\n"
+    text = """
+import time, worker_app
+worker_app.report("importing")
+while True:
+    time.sleep(0.01)
+"""
     (tmp_path / "slow_module.py").write_text(text)
     worker = run("slow_module", "--workers=1", command=command_with(method))
     hub.wait_for("importing")

@@ -2,6 +2,7 @@
 
 Run it with ``python docs/examples/batching/bulk_insert.py``. Each row is one message
 with a result of its own; only the number of calls, and so of transactions, differs.
+Each transaction waits for the disk, so a slow disk takes its time one by one.
 """
 
 from __future__ import annotations

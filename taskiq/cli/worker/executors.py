@@ -45,23 +45,21 @@ class Pool:
 
     def __init__(self, args: WorkerArgs) -> None:
         self.executor: Executor
-        self._phase: _Phase | None = None
+        self._phase: _Phase = _OwnPhase()
         if not args.use_process_pool:
             self.executor = ThreadPoolExecutor(args.max_threadpool_threads)
             return
         self._phase = multiprocessing.RawValue("b", _WORKING)
+        logging = (int(args.log_level), args.log_format)
         self.executor = ProcessPoolExecutor(
             max_workers=args.max_process_pool_processes,
             initializer=_prepare_process,
-            initargs=(
-                self._phase,
-                (args.log_level, args.log_format) if args.configure_logging else None,
-            ),
+            initargs=(self._phase, logging if args.configure_logging else None),
         )
 
     def note_stop(self) -> None:
         """Note that the worker was told to stop, and its pool processes may be too."""
-        self._set_phase(_STOPPING)
+        self._phase.value = _STOPPING
 
     async def join(self, limit: float | None) -> bool:
         """Wait for the threads or processes to end.
@@ -69,7 +67,7 @@ class Pool:
         :param limit: seconds, `None` for no limit.
         :returns: whether they have ended; otherwise the interpreter, too, would wait.
         """
-        self._set_phase(_DONE)
+        self._phase.value = _DONE
         loop = asyncio.get_running_loop()
         is_joined = asyncio.Event()
 
@@ -84,9 +82,11 @@ class Pool:
             return False
         return True
 
-    def _set_phase(self, phase: int) -> None:
-        if self._phase is not None:
-            self._phase.value = phase
+
+class _OwnPhase:
+    """Threads share it without further ado."""
+
+    value = _WORKING
 
 
 def _prepare_process(phase: _Phase, logging: tuple[int, str] | None) -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import Process, current_process
 from multiprocessing.connection import wait
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from taskiq.cli.worker.supervisor import RELOAD_PATIENCE, End, Force, Start, Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Generator, Iterable
     from types import FrameType
 
     from watchdog.observers.api import BaseObserver
@@ -161,6 +162,18 @@ class ActionQueue:
             actions.append(self._actions.get())
         return actions
 
+    @contextmanager
+    def woken_by_signals(self) -> Generator[None, None, None]:
+        """Have signals wake the main thread even if one comes just before it waits.
+
+        Their handlers, in which actions are put, would run only after the wait.
+        """
+        before = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+
     def _fall_asleep(self) -> None:
         try:
             while self.wakeup.recv(4096):
@@ -237,12 +250,13 @@ class ProcessManager:
         :returns: exit status; `None` for success, -1 after too many failures.
         """
         self.prepare_workers()
-        while not self._supervisor.is_over:
-            self._wait()
-            self._note_exits()
-            for action in self.action_queue.take_all():
-                self._take(action)
-            self._carry_out(self._supervisor.decide(time.monotonic()))
+        with self.action_queue.woken_by_signals():
+            while not self._supervisor.is_over:
+                self._wait()
+                self._note_exits()
+                for action in self.action_queue.take_all():
+                    self._take(action)
+                self._carry_out(self._supervisor.decide(time.monotonic()))
         self.action_queue.close()
         logger.info("All workers have ended.")
         return self._supervisor.status
@@ -378,6 +392,7 @@ def _name(worker: int) -> str:
 
 def _run(worker_function: Callable[..., None], args: WorkerArgs) -> None:
     """Run a worker in its process; an interruption is no error worth a traceback."""
+    signal.set_wakeup_fd(-1)  # a forked process would wake its parent
     try:
         worker_function(args=args)
     except KeyboardInterrupt:

@@ -21,6 +21,7 @@ from taskiq.cli.worker.signals import (
     close_without_handlers,
     exit_on_signals,
     handle_signals,
+    ignore_soft_signals,
 )
 from taskiq.receiver import Receiver
 from taskiq.receiver.restart import RestartDelays
@@ -92,6 +93,14 @@ def start_listen(args: WorkerArgs) -> None:
     :raises SystemExit: the worker could not start, failed, or was stopped the hard way.
     """
     exit_on_signals()
+    try:
+        _serve(args)
+    finally:
+        # The interpreter, while it ends, would set handlers that kill the process.
+        ignore_soft_signals()
+
+
+def _serve(args: WorkerArgs) -> None:
     _set_up_logging(args)
     loop = _new_event_loop()
     asyncio.set_event_loop(loop)

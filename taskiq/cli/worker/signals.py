@@ -33,13 +33,14 @@ def exit_on_signals() -> None:
 
 
 def _exit(_signum: int, _frame: FrameType | None) -> None:
-    _ignore_soft_signals()  # the process is told once by all, once by its parent
+    # Told by all who signal every process, and by the main process: once is enough.
+    for signum in SOFT:
+        signal.signal(signum, _do_nothing)
     raise SystemExit(0)
 
 
-def _ignore_soft_signals() -> None:
-    for signum in SOFT:
-        signal.signal(signum, signal.SIG_IGN)
+def _do_nothing(_signum: int, _frame: FrameType | None) -> None:
+    """Stand in for SIG_IGN where a signal that has come still looks for a handler."""
 
 
 def handle_signals(
@@ -78,13 +79,22 @@ def close_without_handlers(loop: asyncio.AbstractEventLoop) -> None:
     A loop that is closed sets the handlers of Python, which for a second SIGINT print
     a traceback: the process is about to end, and is not to be told again.
     """
-    if sys.platform == "win32":
-        loop.close()
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, SOFT)
-    loop.close()
-    _ignore_soft_signals()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SOFT)
+    ignore_soft_signals(after=loop.close)
+
+
+def ignore_soft_signals(after: Callable[[], None] | None = None) -> None:
+    """Ignore signals until the process has ended.
+
+    :param after: called before that, while signals are held back.
+    """
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_BLOCK, SOFT)
+    if after is not None:
+        after()
+    for signum in SOFT:
+        signal.signal(signum, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SOFT)
 
 
 class ParentWatch:
