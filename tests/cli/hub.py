@@ -28,7 +28,6 @@ class Line:
 
     def send(self, value: object) -> None:
         self.handler.wfile.write(json.dumps(value).encode() + b"\n")
-        self.handler.wfile.flush()
 
 
 @dataclass

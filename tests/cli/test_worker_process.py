@@ -419,7 +419,12 @@ def test_a_pool_process_finishes_its_task_when_all_processes_are_signalled(
     hub: Hub,
     run: Run,
 ) -> None:
-    worker = run("--workers=1", "--use-process-pool", "--max-process-pool-processes=2")
+    worker = run(
+        "--workers=1",
+        "--use-process-pool",
+        "--max-process-pool-processes=2",
+        command=command_with("fork"),  # SIGTERM would kill a fork server
+    )
     hub.wait_for_listeners()
     task_id = hub.send("hold_sync")
     hub.wait(lambda: hub.held)
@@ -435,12 +440,18 @@ def test_a_pool_process_finishes_its_task_when_all_processes_are_signalled(
     assert "Traceback" not in worker.output
 
 
-def test_no_pool_process_outlives_a_hard_kill(hub: Hub, run: Run) -> None:
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_no_pool_process_outlives_a_hard_kill(
+    hub: Hub,
+    run: Run,
+    method: str,
+) -> None:
     worker = run(
         "--workers=1",
         "--use-process-pool",
         "--max-process-pool-processes=2",
         "--hardkill-count=0",
+        command=command_with(method),
     )
     hub.wait_for_listeners()
     hub.send("hold_sync")

@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from taskiq import AckableMessage, InMemoryBroker
+from taskiq import AckableMessage
 from taskiq.acks import AcknowledgeType
 from taskiq.cli.common_args import LogLevel
 from taskiq.cli.worker import run
 from taskiq.cli.worker.args import WorkerArgs
-from taskiq.cli.worker.executors import Pool
+from taskiq.cli.worker.executors import DONE, STOPPING, WORKING, Pool, must_end
 from taskiq.cli.worker.run import (
     get_receiver_type,
     run_worker,
@@ -352,6 +352,26 @@ async def test_a_pool_whose_thread_is_busy_is_not_waited_for_beyond_the_limit() 
     assert not await pool.join(limit=0)
     release.set()
     assert await pool.join(limit=None)
+    for thread in threading.enumerate():
+        if thread.name == "executor-shutdown":
+            await asyncio.to_thread(thread.join)
+
+
+@pytest.mark.parametrize("phase", [WORKING, STOPPING, DONE])
+def test_a_pool_process_ends_without_its_worker(phase: int) -> None:
+    assert must_end(phase, was_terminated=False, is_orphan=True)
+    assert not must_end(phase, was_terminated=False, is_orphan=False)
+
+
+@pytest.mark.parametrize(
+    ("phase", "ends"),
+    [(WORKING, True), (STOPPING, False), (DONE, True)],
+)
+def test_a_pool_process_outlives_sigterm_while_its_worker_is_stopping(
+    phase: int,
+    ends: bool,
+) -> None:
+    assert must_end(phase, was_terminated=True, is_orphan=False) is ends
 
 
 # -- The receiver, the end of the broker ------------------------------------------
@@ -366,7 +386,7 @@ def test_the_receiver_is_a_subclass_of_receiver() -> None:
             get_receiver_type(args_for(receiver=other))
 
 
-class Stubborn(InMemoryBroker):
+class Stubborn(QueueBroker):
     """Shuts down as the test wants it to."""
 
     returns: object = None

@@ -42,7 +42,7 @@ class WorkerProcess:
         directory: Path,
         *options: str,
         broker: str = "worker_app:broker",
-        command: tuple[str, ...] = COMMAND,
+        command: tuple[str, ...] = ("-c", WITH_START_METHOD, "spawn"),
         uvloop: bool = True,
     ) -> None:
         self.hub = hub

@@ -27,7 +27,7 @@ _CHECK_INTERVAL: Final = 1.0
 JOIN_GRACE: Final = 0.5
 
 #: Whether a worker process works, finishes its tasks after a signal, or has done so.
-_WORKING, _STOPPING, _DONE = range(3)
+WORKING, STOPPING, DONE = range(3)
 
 
 class _Phase(Protocol):
@@ -49,7 +49,7 @@ class Pool:
         if not args.use_process_pool:
             self.executor = ThreadPoolExecutor(args.max_threadpool_threads)
             return
-        self._phase = multiprocessing.RawValue("b", _WORKING)
+        self._phase = multiprocessing.RawValue("b", WORKING)
         logging = (int(args.log_level), args.log_format)
         self.executor = ProcessPoolExecutor(
             max_workers=args.max_process_pool_processes,
@@ -59,7 +59,7 @@ class Pool:
 
     def note_stop(self) -> None:
         """Note that the worker was told to stop, and its pool processes may be too."""
-        self._phase.value = _STOPPING
+        self._phase.value = STOPPING
 
     async def join(self, limit: float | None) -> bool:
         """Wait for the threads or processes to end.
@@ -67,13 +67,14 @@ class Pool:
         :param limit: seconds, `None` for no limit.
         :returns: whether they have ended; otherwise the interpreter, too, would wait.
         """
-        self._phase.value = _DONE
+        self._phase.value = DONE
         loop = asyncio.get_running_loop()
         is_joined = asyncio.Event()
 
         def shut_down() -> None:
             self.executor.shutdown(wait=True, cancel_futures=True)
-            loop.call_soon_threadsafe(is_joined.set)
+            if not loop.is_closed():  # after the limit nobody waits any more
+                loop.call_soon_threadsafe(is_joined.set)
 
         Thread(target=shut_down, name="executor-shutdown", daemon=True).start()
         try:
@@ -86,7 +87,7 @@ class Pool:
 class _OwnPhase:
     """Threads share it without further ado."""
 
-    value = _WORKING
+    value = WORKING
 
 
 def _prepare_process(phase: _Phase, logging: tuple[int, str] | None) -> None:
@@ -129,11 +130,22 @@ def _leave_signals_to_the_worker() -> _Flag:
 
 
 def _end_in_time(phase: _Phase, is_terminated: _Flag) -> None:
-    """End the process once its worker is gone, or the executor wants it to."""
+    """End the process once it must."""
     watch = ParentWatch()
     was_terminated = False
-    while not watch.is_gone() and not (was_terminated and phase.value != _STOPPING):
+    while not must_end(phase.value, was_terminated, is_orphan=watch.is_gone()):
         # Not judged at once: the worker, told by the same signal, may say so later.
         was_terminated = is_terminated.is_set
         time.sleep(_CHECK_INTERVAL)
     os._exit(1)
+
+
+def must_end(phase: int, was_terminated: bool, is_orphan: bool) -> bool:
+    """Decide whether a pool process must end.
+
+    :param phase: what its worker process does.
+    :param was_terminated: whether it got SIGTERM, some time ago. While the worker is
+        stopping that was the signal all get; else the executor wants it to end.
+    :param is_orphan: whether the worker process is gone.
+    """
+    return is_orphan or (was_terminated and phase != STOPPING)
