@@ -6,6 +6,7 @@ The table is `public_names.txt`; a module is added to it by adding a section.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import enum
 import importlib
 import inspect
@@ -214,7 +215,7 @@ def check_value(found: Any, described: ast.expr) -> None:
             assert found.name == name
         case _:
             expected = ast.literal_eval(described)
-            assert (found.value if isinstance(found, enum.Enum) else found) == expected
+            assert plain(found) == expected
 
 
 def check_class(found: Any, described: ast.ClassDef) -> None:
@@ -232,15 +233,52 @@ def is_ellipsis(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
-def check_fields(model: type[BaseModel], described: list[ast.AnnAssign]) -> None:
-    """Check the fields of a model; their order is the one on the wire."""
-    assert list(model.model_fields) == [ast.unparse(each.target) for each in described]
-    for field, each in zip(model.model_fields.values(), described, strict=True):
-        assert field.is_required() == (ast.unparse(each.annotation) == "required")
-        if each.value is not None and ast.unparse(each.value) == "new":
-            assert field.default_factory is not None
-        elif each.value is not None:
+def check_fields(model: type[Any], described: list[ast.AnnAssign]) -> None:
+    """Check the fields of a class; the order of a model's is the one on the wire."""
+    found = fields_of(model)
+    assert list(found) == [ast.unparse(each.target) for each in described]
+    for field, each in zip(found.values(), described, strict=True):
+        if each.value is None:
+            assert field == Field(is_required=True)
+        elif ast.unparse(each.value) == "new":
+            assert field.has_factory
+        else:
             assert field.default == ast.literal_eval(each.value)
+
+
+@dataclasses.dataclass
+class Field:
+    """What the table says of one field, whoever declares it."""
+
+    is_required: bool = False
+    has_factory: bool = False
+    default: Any = None
+
+
+def fields_of(model: type[Any]) -> dict[str, Field]:
+    if issubclass(model, BaseModel):
+        return {
+            name: Field(
+                is_required=field.is_required(),
+                has_factory=field.default_factory is not None,
+                default=None if field.is_required() else field.default,
+            )
+            for name, field in model.model_fields.items()
+        }
+    missing = dataclasses.MISSING
+    return {
+        field.name: Field(
+            is_required=field.default is missing and field.default_factory is missing,
+            has_factory=field.default_factory is not missing,
+            default=None if field.default is missing else plain(field.default),
+        )
+        for field in dataclasses.fields(model)
+    }
+
+
+def plain(value: Any) -> Any:
+    """Give a value as it can be written down: a member of an enum by its value."""
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def look_of(owner: Any, name: str) -> str:
