@@ -121,7 +121,7 @@ def test_the_version_satisfies_the_ranges_of_plugins() -> None:
 
 def test_an_unknown_name_of_the_root_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
-        _ = taskiq.no_such_name
+        _ = taskiq.no_such_name  # type: ignore[attr-defined] # checkers know, too
 
 
 def test_the_package_is_typed() -> None:
@@ -148,26 +148,53 @@ def python_says(code: str) -> str:
 
 def test_importing_the_package_loads_no_optional_library() -> None:
     loaded = python_says(
-        f"import sys, taskiq; print([n for n in {OPTIONAL} if n in sys.modules])",
+        "import sys\nfrom taskiq import *\n"
+        f"print([n for n in {OPTIONAL} if n in sys.modules])",
     )
     assert loaded == "[]"
 
 
-def test_importing_the_package_makes_its_modules_attributes() -> None:
-    wanted = [
+def modules_within_reach() -> list[str]:
+    """Give the modules that a bare `import taskiq` of 0.13.0 had loaded."""
+    return [
         module
         for module, _ in sections()
         if not any(f"{module}.".startswith(f"{each}.") for each in NOT_LOADED)
     ]
+
+
+@pytest.mark.parametrize("imported", ["taskiq", "taskiq.acks", "taskiq.scheduler"])
+def test_whatever_is_imported_first_its_modules_are_attributes(imported: str) -> None:
+    wanted = modules_within_reach()
     assert "taskiq.depends.progress_tracker" in wanted
 
     found = python_says(
-        "import operator, taskiq\n"
+        f"import operator, taskiq, {imported}\n"
         f"for name in {[module.removeprefix('taskiq.') for module in wanted]}:\n"
         "    print(operator.attrgetter(name)(taskiq).__name__)",
     )
 
     assert found.split() == wanted
+
+
+def test_any_module_can_be_the_first_that_is_imported() -> None:
+    """Run all in one interpreter that forgets what it has loaded before each."""
+    says = python_says(
+        "import importlib, sys\n"
+        f"for name in {[module for module, _ in sections()]}:\n"
+        "    for each in [n for n in sys.modules if n.partition('.')[0] == 'taskiq']:\n"
+        "        del sys.modules[each]\n"
+        "    importlib.import_module(name)\n"
+        "    print(name)",
+    )
+
+    assert says.split() == [module for module, _ in sections()]
+
+
+def test_importing_the_package_loads_nothing_that_is_not_used() -> None:
+    assert (
+        python_says("import sys, taskiq; print('pydantic' in sys.modules)") == "False"
+    )
 
 
 # -- The modules -------------------------------------------------------------------
