@@ -33,7 +33,7 @@ if sys.version_info >= (3, 11):
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
 
-else:
+else:  # pragma: no cover - Python 3.10
 
     class _CountingTask(asyncio.Task[Any]):
         """Counts its cancellations, as every task does from Python 3.11 on."""

@@ -254,7 +254,7 @@ if sys.version_info >= (3, 11):
         async with asyncio.timeout(seconds):
             return await invocation
 
-else:
+else:  # pragma: no cover - Python 3.10
 
     async def _limited(invocation: Coroutine[Any, Any, Any], seconds: float) -> Any:
         with anyio.fail_after(seconds):
