@@ -58,6 +58,9 @@ class BatchState(enum.Enum):
     RUNNING = enum.auto()  # the task function has the items
     SETTLED = enum.auto()  # every member has its own outcome and is let go
 
+    # A member is only ever itself; an enum would hash its name, in Python, at each use.
+    __hash__ = object.__hash__
+
 
 #: Every legal move. A batch that was sealed may be settled without a call: its worker
 #: was told to stop, or a dependency failed before the function was reached.

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from taskiq.batch import BatchInfo, FlushReason
-from taskiq.hooks import run_hooks
+from taskiq.hooks import hooks_of, run_hooks
 from taskiq.receiver.batch_call import BatchCall
 from taskiq.receiver.batcher import Batch, Batcher, BatcherStatistics, BatchState
 from taskiq.receiver.capacity import ShortBatchWatch
@@ -114,7 +114,7 @@ class Batching:
         """Run a message here and now, as a batch of its own, whatever the limits."""
         config = member.plan.config
         batch = self._batcher.take_alone(member.task, config, member.group, member)
-        await self._start(batch, Slots())
+        await start_for(self._broker, self._start, batch, Slots())
 
     @property
     def is_idle(self) -> bool:
@@ -167,8 +167,11 @@ class Batching:
 
     def _wake(self) -> None:
         if self._starter is None and self._batcher.is_ready:
-            work = self._start_due()
-            self._starter = self._running.start(self.loop, work, Slots(), None)
+            work, start = self._start_due(), self._running.start
+            # What it starts works for this broker, too: contexts are inherited.
+            self._starter = start_for(
+                self._broker, start, self.loop, work, Slots(), None
+            )
 
     async def _start_due(self) -> None:
         """Start batches while one is due, each with an execution slot of its own."""
@@ -200,15 +203,18 @@ class Batching:
                 was_starved=self._is_starved(),
             )
         work = self._run(batch, info, slots)
-        start, subject = self._running.start, _Subject(info)
-        return start_for(self._broker, start, self.loop, work, slots, subject)
+        return self._running.start(self.loop, work, slots, _Subject(info))
 
     def _watch(self, task_name: str) -> ShortBatchWatch:
-        return self._watches.setdefault(task_name, ShortBatchWatch())
+        watch = self._watches.get(task_name)
+        if watch is None:
+            watch = self._watches[task_name] = ShortBatchWatch()
+        return watch
 
     def _info(self, batch: Batch[Member]) -> BatchInfo:
         return BatchInfo(
-            batch_id=uuid4().hex,
+            # As random as a UUID, for half of its cost.
+            batch_id=os.urandom(16).hex(),
             task_name=batch.members[0].task.name,
             messages=tuple(member.message for member in batch.members),
             flush_reason=batch.reason or FlushReason.MANUAL,
@@ -218,9 +224,11 @@ class Batching:
     async def _run(self, batch: Batch[Member], info: BatchInfo, slots: Slots) -> None:
         """Call the function, give its slot back, settle each message."""
         call = BatchCall(self._broker, self._execution, info, batch.members)
+        subject = _Subject(info)
         try:
             try:
-                await run_hooks(self._broker, "on_batch_start", _Subject(info), info)
+                if hooks_of(self._broker).on_batch_start:
+                    await run_hooks(self._broker, "on_batch_start", subject, info)
                 batch.move(BatchState.RUNNING)
                 outcomes = await call.run()
             finally:
@@ -233,7 +241,8 @@ class Batching:
                 for outcome, message in zip(outcomes, info.messages, strict=True)
             ]
             _log_batch(info, results, call.seconds)
-            await run_hooks(self._broker, "on_batch_end", _Subject(info), info, results)
+            if hooks_of(self._broker).on_batch_end:
+                await run_hooks(self._broker, "on_batch_end", subject, info, results)
             await self._settle(batch, results)
         finally:
             # Whatever ended this early: nobody waits for these, nothing counts them.
