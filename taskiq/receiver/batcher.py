@@ -374,12 +374,13 @@ class Batcher(Generic[_Member]):
         return abandoned
 
     def statistics(self) -> BatcherStatistics:
-        """Count what is held now."""
-        lanes = self._lanes.values()
+        """Count what is held now; also for who asks from another thread."""
+        # Copies: meanwhile the event loop may put something in or take it out.
+        lanes = tuple(self._lanes.values())
         return BatcherStatistics(
             open_groups=sum(len(lane.open) for lane in lanes),
             due_batches=sum(
-                len(queue) for lane in lanes for queue in lane.queues.values()
+                len(queue) for lane in lanes for queue in tuple(lane.queues.values())
             ),
             running_calls=sum(lane.running for lane in lanes),
             buffered=sum(lane.buffered for lane in lanes),
@@ -387,7 +388,7 @@ class Batcher(Generic[_Member]):
             armed_alarms=sum(
                 batch.alarm is not None
                 for lane in lanes
-                for batch in lane.open.values()
+                for batch in tuple(lane.open.values())
             ),
         )
 
