@@ -567,12 +567,10 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
     def _observe_open_groups(self, options: CallbackOptions) -> Iterator[Observation]:
         del options
         broker: Any = self.broker
-        # There is none to ask where nothing is received.
-        count = None if broker is None else broker.batch_statistics
-        if count is not None and any(
-            self._has_batches(task) for task in broker.get_all_tasks().values()
-        ):
-            yield Observation(count().open_groups)
+        if broker is None or broker.batch_statistics is None:
+            return  # nothing is received here
+        if any(self._has_batches(task) for task in broker.get_all_tasks().values()):
+            yield Observation(broker.batch_statistics().open_groups)
 
     @property
     def _is_in_worker(self) -> bool:

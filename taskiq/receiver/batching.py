@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from taskiq.abc.broker import AsyncBroker
+    from taskiq.receiver.batcher import Clock
     from taskiq.receiver.execution import Execution
     from taskiq.receiver.settlement import Settlement
     from taskiq.result import TaskiqResult
@@ -42,6 +43,7 @@ class Batching:
     :param executions: the semaphore a call takes one unit of; `None` for no limit.
     :param is_starved: whether the broker was asked for more and gives nothing now;
         `None` where no broker is listened to.
+    :param clock: the time that batches wait by; `None` is the event loop's.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Batching:
         running: RunningTasks,
         executions: asyncio.Semaphore | None = None,
         is_starved: Callable[[], bool] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
+        self._clock = self.loop if clock is None else clock
         self._broker = broker
         self._execution = execution
         self._settlement = settlement
@@ -62,7 +66,7 @@ class Batching:
         self._is_starved = is_starved
         self._watches: dict[str, ShortBatchWatch] = {}
         self._batcher: Batcher[Member] = Batcher(
-            self.loop,
+            self._clock,
             wake=self._wake,
             admitted=Member.admitted,
         )
@@ -120,6 +124,13 @@ class Batching:
     def is_idle(self) -> bool:
         """Whether no message is waiting, running or being settled."""
         return self._batcher.is_empty
+
+    @property
+    def is_replaceable(self) -> bool:
+        """Whether nothing is lost with it: it holds nothing, and nobody listens."""
+        if self.loop.is_closed():
+            return True
+        return self.is_idle and self._is_starved is None
 
     def statistics(self) -> BatcherStatistics:
         """Count what is held now."""
@@ -218,7 +229,7 @@ class Batching:
             task_name=batch.members[0].task.name,
             messages=tuple(member.message for member in batch.members),
             flush_reason=batch.reason or FlushReason.MANUAL,
-            waited=self.loop.time() - batch.opened_at,
+            waited=self._clock.time() - batch.opened_at,
         )
 
     async def _run(self, batch: Batch[Member], info: BatchInfo, slots: Slots) -> None:
@@ -250,7 +261,7 @@ class Batching:
                 member.tell_settled()
             for _ in range(batch.unsettled):
                 self._batcher.member_settled(batch)
-            self._watch(info.task_name).settled(self.loop.time())
+            self._watch(info.task_name).settled(self._clock.time())
 
     async def _settle(
         self,

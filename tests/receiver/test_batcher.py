@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 
 from taskiq.batch import BatchConfig, FlushReason
 from taskiq.receiver.batcher import MOVES, Batch, Batcher, BatchState
-from tests.support.clock import ManualClock
+from taskiq.testing import ManualClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
