@@ -1042,8 +1042,16 @@ def test_ten_thousand_keys_seen_once_leave_nothing_behind() -> None:
     assert len(set(worker.broker.acked)) == 10_000
 
 
-def test_a_key_with_nearly_all_the_traffic_does_not_delay_the_others() -> None:
-    timeout, seconds = 1.0, 0.5
+@pytest.mark.parametrize("is_bounded_by", ["batch_concurrency", "max_async_tasks"])
+@pytest.mark.parametrize(
+    ("timeout", "seconds"),
+    [(1.0, 0.5), (0.5, 0.5), (0.1, 0.5), (0.0, 2.0)],
+)
+def test_a_key_with_99_percent_of_the_traffic_delays_the_others_by_one_running_batch(
+    timeout: float,
+    seconds: float,
+    is_bounded_by: str,
+) -> None:
     sent_at: dict[str, float] = {}
     called_at: dict[str, float] = {}
 
@@ -1055,24 +1063,26 @@ def test_a_key_with_nearly_all_the_traffic_does_not_delay_the_others() -> None:
                 called_at[item] = loop.time()
             await asyncio.sleep(seconds)
 
+        is_by_task = is_bounded_by == "batch_concurrency"
         worker = Worker(
             body,
             batch_key=lambda item, _: item.split()[0],
             batch_size=10,
             batch_timeout=timeout,
-            batch_concurrency=1,
-            batch_max_buffered=2000,
+            batch_concurrency=1 if is_by_task else None,
+            batch_max_buffered=5000,
+            receiver={"max_async_tasks": 4 if is_by_task else 1},
         )
         finish = asyncio.Event()
         listening = asyncio.ensure_future(worker.receiver.listen(finish))
         for tick in range(20):
-            # Fifty busy messages a tick are more than the one call at a time can do.
-            busy = [f"busy {tick} {n}" for n in range(50)]
-            quiet = [f"quiet{tick} {tick}"] if tick % 2 else []
-            for item in [*busy, *quiet]:
+            # 99 busy messages a tick are more than one call at a time can do; and each
+            # tick comes at another moment of a call than the one before.
+            sent = [f"busy {tick} {n}" for n in range(99)] + [f"quiet{tick} {tick}"]
+            for item in sent:
                 sent_at[item] = loop.time()
-            await worker.send(*busy, *quiet)
-            await asyncio.sleep(0.5)
+            await worker.send(*sent)
+            await asyncio.sleep(2.6 * seconds)
         finish.set()
         await listening
         assert set(called_at) == set(sent_at)
@@ -1083,5 +1093,5 @@ def test_a_key_with_nearly_all_the_traffic_does_not_delay_the_others() -> None:
         for item, sent in sent_at.items()
         if item.startswith("quiet")
     ]
-    assert len(waits) == 10
-    assert max(waits) <= timeout + seconds
+    assert len(waits) == 20
+    assert max(waits) <= timeout + seconds + 1e-6
