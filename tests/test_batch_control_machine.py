@@ -249,7 +249,7 @@ class Worker(RuleBasedStateMachine):
         result = self.backend.results[task_id]
         error = result.error
         config = self.config
-        isolates = config.isolate_errors in (True, (PoisonError, OSError))
+        isolates = self._isolates
         if config.key is not None and item % 10 == _UNKEYED:
             assert isinstance(error, LookupError)
         elif config.weight is not None and item % 10 == _UNWEIGHED:
@@ -270,12 +270,19 @@ class Worker(RuleBasedStateMachine):
             value = result.return_value
             assert value == item if config.results == "each" else item in value
 
+    @property
+    def _isolates(self) -> bool:
+        return self.config.isolate_errors in (True, (PoisonError, OSError))
+
     def _check_hooks(self) -> None:
         """Every message that could be placed was told of in one batch, to its end."""
         batches = self.batches
         started = Counter(batch.batch_id for batch in batches.started)
         assert set(started.values()) <= {1}
         assert started == Counter(batch.batch_id for batch, _ in batches.ended)
+        extra_calls = sum(batch.isolation_calls for batch, _ in batches.ended)
+        assert len(self.calls) == len(batches.started) + extra_calls
+        assert self._isolates or extra_calls == 0
         told: Counter[str] = Counter()
         for batch, results in batches.ended:
             for message, result in zip(batch.messages, results, strict=True):
