@@ -74,7 +74,7 @@ class Options:
 
 _OPTIONS = st.builds(
     Options,
-    size=st.integers(1, 6),
+    size=st.sampled_from([4, 6, 3, 2, 5, 1]),
     timeout=st.sampled_from([0.0, 0.5, 3.0]),
     idle=st.sampled_from([None, 0.2]),
     has_key=st.booleans(),
@@ -92,7 +92,7 @@ _OPTIONS = st.builds(
 
 #: Items are numbers: their last digit says what is the matter with them.
 _POISON, _UNKEYED, _UNWEIGHED, _ENTRY_ERROR = 9, 8, 7, 6
-_ITEMS = st.integers(0, 29)
+_ITEMS = st.sampled_from([*range(30), *[_POISON] * 3, *[10 + _POISON] * 3])
 
 
 def key_of(item: int, rest: str) -> int:
@@ -326,7 +326,7 @@ def test_the_machine_mixes_every_argument_there_is() -> None:
 
 
 def test_any_mix_of_options_gives_each_message_its_one_outcome() -> None:
-    examples = settings().max_examples * 4 // 5
+    examples = settings().max_examples * 3 // 2
     logging.disable(logging.CRITICAL)
     try:
         run_state_machine_as_test(
