@@ -67,7 +67,7 @@ class Options:
             "batch_coalesce": same_of if self.coalesces and not is_single else None,
             "batch_concurrency": self.concurrency,
             "batch_results": self.results,
-            "batch_isolate_errors": (self.isolates and not is_single) or None,
+            "batch_isolate_errors": None if is_single else self.isolates,
             "batch_max_buffered": most,
         }
 
