@@ -27,7 +27,10 @@ from taskiq.receiver.running import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from typing_extensions import Self
+
     from taskiq.message import BrokerMessage
+    from taskiq.receiver.batcher import Clock
     from taskiq.result import TaskiqResult
     from taskiq.task import AsyncTaskiqTask
 
@@ -238,11 +241,37 @@ class InMemoryBroker(AsyncBroker):
 
         :raises RuntimeError: in a task of this broker, which would wait for itself.
         """
-        if is_working_for(self):
-            raise RuntimeError("A task cannot wait for all tasks: it is one of them.")
+        self._refuse_tasks()
         while self._running_tasks or not self.receiver.batching.is_idle:
             await self.receiver.wait_batches(FlushReason.MANUAL)
             await wait_for_all(self._running_tasks, None)
+
+    async def wait_running(self) -> None:
+        """Wait for what runs, and for batches that have a reason to leave.
+
+        Nothing is flushed: batches that wait for company stay open.
+
+        :raises RuntimeError: in a task of this broker, which would wait for itself.
+        """
+        self._refuse_tasks()
+        await self.receiver.wait_running()
+        while self._running_tasks:
+            await wait_for_all(self._running_tasks, None)
+            await self.receiver.wait_running()
+
+    def _refuse_tasks(self) -> None:
+        if is_working_for(self):
+            raise RuntimeError("A task cannot wait for all tasks: it is one of them.")
+
+    def with_clock(self, clock: Clock | None) -> Self:
+        """Let batches wait by a clock of yours, such as a `ManualClock`.
+
+        :param clock: `None` is the event loop's time, as without this.
+        :returns: the broker.
+        :raises RuntimeError: when messages are buffered already.
+        """
+        self.receiver.use_clock(clock)
+        return self
 
     async def startup(self) -> None:
         """Run client and worker startup handlers, start middlewares and results."""

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from taskiq.abc.broker import AsyncBroker
     from taskiq.abc.middleware import TaskiqMiddleware
     from taskiq.message import TaskiqMessage
+    from taskiq.receiver.batcher import Clock
     from taskiq.result import TaskiqResult
 
 logger = logging.getLogger("taskiq.receiver.receiver")
@@ -128,6 +129,8 @@ class Receiver:
             propagate_exceptions=propagate_exceptions,
         )
         self._batching: Batching | None = None
+        # What batches wait by; `None` is the event loop's time.
+        self._clock: Clock | None = None
         self._prefetch: Prefetch | None = None
         # Whether `listen` has started the broker: a restart must not do it again.
         self.has_started_broker = False
@@ -433,6 +436,7 @@ class Receiver:
                 self._execution,
                 self._settlement,
                 self._running,
+                clock=self._clock,
             )
         return batching
 
@@ -456,6 +460,23 @@ class Receiver:
             await batching.wait_idle()
         finally:
             batching.resume()
+
+    async def wait_running(self) -> None:
+        """Wait until every batch that has fallen due is settled; others stay open."""
+        while self._running:
+            await wait_for_all(self._running.tasks, None)
+
+    def use_clock(self, clock: Clock | None) -> None:
+        """Let batches wait by a clock of yours, `None` for the event loop's.
+
+        :raises RuntimeError: when this receiver listens or holds messages already.
+        """
+        if self._batching is not None and not self._batching.is_replaceable:
+            raise RuntimeError(
+                "The clock cannot be changed while messages are held or listened for.",
+            )
+        self._clock = clock
+        self._batching = None
 
     # -- Listening ----------------------------------------------------------------
 
@@ -484,6 +505,7 @@ class Receiver:
             self._running,
             executions=self.sem,
             is_starved=self._is_starved,
+            clock=self._clock,
         )
         stages = (
             asyncio.ensure_future(self.prefetcher(queue, finish_event)),

@@ -208,7 +208,7 @@ async def test_without_a_limit_every_message_starts_at_once() -> None:
     bench.assert_capacity_is_restored(0, 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=settings().max_examples * 3 // 5, deadline=None)
 @given(
     limit=st.integers(1, 3),
     prefetch=st.integers(0, 2),
