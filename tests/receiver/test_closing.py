@@ -1,4 +1,4 @@
-"""What is left of a call whose event loop is gone, and of one that is cancelled late."""
+"""What is left of a call whose loop is gone, and of one that is cancelled late."""
 
 # Dependencies are read from the annotations at run time.
 import asyncio
