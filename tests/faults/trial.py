@@ -1,0 +1,362 @@
+"""One run: messages are sent and worked off while a fault strikes, then counted."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+from redis.asyncio import Redis
+
+from taskiq.kicker import AsyncKicker
+
+from .lines import URLS, Line, Settings, make_broker, remove
+from .proxy import Proxy
+from .servers import OWN_SERVERS, OwnServer
+from .workers import Workers
+
+Fault: TypeAlias = Literal["none", "sigkill", "sigterm", "cut", "restart"]
+
+FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
+TASK_NAME: Final = "record"
+
+#: Seconds without a new result after which what is missing is lost.
+_PATIENCE: Final = 45.0
+_INTERVAL: Final = 0.25
+_SENT_AT_ONCE: Final = 100
+_READ_AT_ONCE: Final = 500
+
+
+def answer(item: int) -> int:
+    """Say what is to come back for an item: nobody else's value looks like it."""
+    return 3 * item + 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is to be run.
+
+    :ivar messages: how many are sent.
+    :ivar strikes: how many times the fault strikes, while there is work left.
+    :ivar interval: seconds from one strike to the next, on average.
+    :ivar grace: the workers' `--wait-tasks-timeout`, in seconds; `None` for no limit.
+    """
+
+    line: Line
+    fault: Fault
+    messages: int
+    strikes: int = 10
+    interval: float = 1.5
+    workers: int = 2
+    redelivery: float = 4.0
+    batch_size: int = 100
+    batch_timeout: float = 0.2
+    max_buffered: int = 400
+    call_seconds: float = 0.1
+    grace: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.line} x {self.fault}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    :ivar results: messages with the result that belongs to them.
+    :ivar wrong: messages with another one.
+    :ivar repeated: messages that were run more than once.
+    :ivar runs: how often messages were run, all together.
+    :ivar strikes: how many times the fault struck.
+    :ivar seconds: from the start of the workers to the last result.
+    :ivar calls: how many calls there were, by process and size.
+    :ivar log: what the workers printed.
+    """
+
+    trial: Trial
+    results: int
+    wrong: int
+    repeated: int
+    runs: int
+    strikes: int
+    seconds: float
+    calls: Counter[tuple[int, int]]
+    log: str
+
+    @property
+    def lost(self) -> int:
+        return self.trial.messages - self.results - self.wrong
+
+
+Progress: TypeAlias = Callable[[str], None]
+
+
+async def run(
+    trial: Trial,
+    progress: Progress = lambda _: None,
+    keep: Path | None = None,
+) -> Outcome:
+    """Run a trial from the first message to the last result, and clean up.
+
+    :param progress: told in short how far it is, several times a second.
+    :param keep: a directory that gets the log of the workers.
+    """
+    async with AsyncExitStack() as stack:
+        stage = await stack.enter_async_context(_stage(trial))
+        try:
+            return await stage.run(progress)
+        finally:
+            if keep is not None and stage.log.exists():
+                shutil.copy(stage.log, keep / f"{trial.line}-{trial.fault}.log")
+
+
+@asynccontextmanager
+async def _stage(trial: Trial) -> AsyncIterator[_Stage]:
+    async with AsyncExitStack() as stack:
+        directory = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="taskiq-faults-")),
+        )
+        server = None
+        url = URLS[trial.line]
+        if trial.fault == "restart":
+            server = OWN_SERVERS[trial.line](directory / "server")
+            await server.start()
+            stack.push_async_callback(server.stop)
+            url = server.url
+        settings = Settings(
+            line=trial.line,
+            name=f"taskiq-faults-{uuid.uuid4().hex}",
+            url=url,
+            results_url=url if trial.line == "redis" else URLS["redis"],
+            counts_url=URLS["redis"],
+            redelivery=trial.redelivery,
+            batch_size=trial.batch_size,
+            batch_timeout=trial.batch_timeout,
+            max_buffered=trial.max_buffered,
+            call_seconds=trial.call_seconds,
+        )
+        stack.push_async_callback(remove, settings)
+        proxy = Proxy(url)
+        await proxy.start()
+        stack.push_async_callback(proxy.stop)
+        told = replace(settings, url=proxy.url) if trial.fault == "cut" else settings
+        if trial.line == "redis":
+            told = replace(told, results_url=told.url)
+        options = [f"--workers={trial.workers}", "--max-async-tasks=20"]
+        if trial.grace is not None:
+            options.append(f"--wait-tasks-timeout={trial.grace}")
+        log = directory / "workers.log"
+        workers = Workers(told, log, *options)
+        stack.push_async_callback(workers.kill)
+        yield _Stage(trial, settings, workers, log, proxy, server)
+
+
+class _Stage:
+    def __init__(
+        self,
+        trial: Trial,
+        settings: Settings,
+        workers: Workers,
+        log: Path,
+        proxy: Proxy,
+        server: OwnServer | None,
+    ) -> None:
+        self.trial = trial
+        self.settings = settings
+        self.log = log
+        self._workers = workers
+        self._proxy = proxy
+        self._server = server
+        self._strikes = 0
+        self._broker = make_broker(settings)
+        self._counts: Redis = Redis.from_url(settings.counts_url)
+
+    async def run(self, progress: Progress) -> Outcome:
+        await self._broker.startup()
+        faults: asyncio.Task[None] | None = None
+        sending: asyncio.Task[None] | None = None
+        try:
+            if self.trial.fault == "restart":
+                # Nobody can send while the server is away.
+                await self._send_all()
+            began = time.monotonic()
+            await self._workers.start()
+            faults = asyncio.create_task(self._strike())
+            sending = asyncio.create_task(
+                asyncio.sleep(0) if self.trial.fault == "restart" else self._send_all(),
+            )
+            await self._wait_for_runs(began, progress)
+            await sending
+            faults.cancel()
+            await asyncio.gather(faults, return_exceptions=True)
+            results, wrong = await self._wait_for_results(began, progress)
+            seconds = time.monotonic() - began
+            await self._workers.stop()
+            return await self._count(results, wrong, seconds)
+        finally:
+            for task in (faults, sending):
+                if task is not None:
+                    task.cancel()
+            await asyncio.gather(
+                *(task for task in (faults, sending) if task is not None),
+                return_exceptions=True,
+            )
+            await self._broker.shutdown()
+            await self._broker.result_backend.shutdown()
+            await self._counts.aclose()
+
+    def _task_id(self, item: int) -> str:
+        return f"{self.settings.name}-{item}"
+
+    # -- Sending ------------------------------------------------------------------
+
+    async def _send_all(self) -> None:
+        items = iter(range(self.trial.messages))
+        await asyncio.gather(*(self._send(items) for _ in range(_SENT_AT_ONCE)))
+
+    async def _send(self, items: Any) -> None:
+        for item in items:
+            kicker: AsyncKicker[Any, Any] = AsyncKicker(TASK_NAME, self._broker, {})
+            await kicker.with_task_id(self._task_id(item)).kiq(item)
+
+    # -- Striking -----------------------------------------------------------------
+
+    async def _strike(self) -> None:
+        strike = {
+            "none": None,
+            "sigkill": self._kill,
+            "sigterm": self._terminate,
+            "cut": self._cut,
+            "restart": self._restart,
+        }[self.trial.fault]
+        if strike is None:
+            return
+        await self._wait_for_the_first_run()
+        while self._strikes < self.trial.strikes:
+            pause = random.uniform(0.2, 1.8) * self.trial.interval  # noqa: S311
+            await asyncio.sleep(pause)
+            if await strike():
+                self._strikes += 1
+
+    async def _wait_for_the_first_run(self) -> None:
+        while not await self._counts.hlen(self.settings.runs):
+            await asyncio.sleep(0.02)
+
+    async def _kill(self) -> bool:
+        return self._workers.kill_one()
+
+    async def _terminate(self) -> bool:
+        await self._workers.stop()
+        await self._workers.start()
+        return True
+
+    async def _cut(self) -> bool:
+        return self._proxy.cut() > 0
+
+    async def _restart(self) -> bool:
+        assert self._server is not None
+        await self._server.restart(away=random.uniform(0, 1))  # noqa: S311
+        return True
+
+    # -- Waiting and counting -----------------------------------------------------
+
+    async def _wait_for_runs(self, began: float, progress: Progress) -> None:
+        await self._wait(
+            "run",
+            lambda: self._counts.hlen(self.settings.runs),
+            began,
+            progress,
+        )
+
+    async def _wait_for_results(
+        self,
+        began: float,
+        progress: Progress,
+    ) -> tuple[int, int]:
+        """Wait until every message has its result.
+
+        :returns: how many have the right one, and how many another one.
+        """
+        missing = set(range(self.trial.messages))
+        wrong: set[int] = set()
+
+        async def look() -> int:
+            found = await self._read_results(sorted(missing))
+            missing.difference_update(found)
+            wrong.update(item for item, is_right in found.items() if not is_right)
+            return self.trial.messages - len(missing)
+
+        await self._wait("done", look, began, progress)
+        return self.trial.messages - len(missing) - len(wrong), len(wrong)
+
+    async def _wait(
+        self,
+        what: str,
+        look: Callable[[], Awaitable[int]],
+        began: float,
+        progress: Progress,
+    ) -> None:
+        """Wait until a count is complete, or has stood still for too long."""
+        most, last_change = -1, time.monotonic()
+        while most < self.trial.messages:
+            count = await look()
+            now = time.monotonic()
+            if count > most:
+                most, last_change = count, now
+            if now - last_change > _PATIENCE:
+                return
+            progress(
+                f"{self.trial}: {count} of {self.trial.messages} {what}, "
+                f"{self._strikes} strikes, {now - began:.0f} s",
+            )
+            if count < self.trial.messages:
+                await asyncio.sleep(_INTERVAL)
+
+    async def _read_results(self, items: list[int]) -> dict[int, bool]:
+        """Look which items have a result, and whether it is theirs."""
+        found: dict[int, bool] = {}
+        for start in range(0, len(items), _READ_AT_ONCE):
+            some = items[start : start + _READ_AT_ONCE]
+            read = await asyncio.gather(*map(self._read_result, some))
+            found.update(
+                (item, is_right)
+                for item, is_right in zip(some, read, strict=True)
+                if is_right is not None
+            )
+        return found
+
+    async def _read_result(self, item: int) -> bool | None:
+        backend, task_id = self._broker.result_backend, self._task_id(item)
+        if not await backend.is_result_ready(task_id):
+            return None
+        result = await backend.get_result(task_id)
+        return not result.is_err and result.return_value == answer(item)
+
+    async def _count(self, results: int, wrong: int, seconds: float) -> Outcome:
+        read: Callable[[str], Any] = partial(self._counts.hgetall)
+        runs = [int(count) for count in (await read(self.settings.runs)).values()]
+        calls: Counter[tuple[int, int]] = Counter()
+        for key, count in (await read(self.settings.calls)).items():
+            pid, size = map(int, key.split())
+            calls[pid, size] += int(count)
+        return Outcome(
+            trial=self.trial,
+            results=results,
+            wrong=wrong,
+            repeated=sum(count > 1 for count in runs),
+            runs=sum(runs),
+            strikes=self._strikes,
+            seconds=seconds,
+            calls=calls,
+            log=self._workers.output,
+        )
