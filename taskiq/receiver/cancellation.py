@@ -33,6 +33,10 @@ if sys.version_info >= (3, 11):
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
 
+    def _forget_cancellation(task: asyncio.Task[Any]) -> bool:
+        """Count one cancellation less; say whether there is another."""
+        return task.uncancel() > 0
+
 else:
 
     class _CountingTask(asyncio.Task[Any]):
@@ -92,6 +96,46 @@ else:
         if isinstance(task, _CountingTask):
             return task.cancels > 0
         return isinstance(error, _CancelledFromOutside)
+
+    def _forget_cancellation(task: asyncio.Task[Any]) -> bool:
+        """Count one cancellation less; say whether there is another."""
+        if not isinstance(task, _CountingTask):
+            return False
+        task.cancels -= 1
+        return task.cancels > 0
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, _T]) -> _T:
+    """Await `work`, but not for longer than this.
+
+    It costs half of `asyncio.timeout`: one timer, and no object that manages it.
+
+    :raises TimeoutError: it took longer, and was cancelled.
+    """
+    task = asyncio.current_task()
+    if task is None:  # no asyncio task, no way to cancel
+        return await work
+    is_overdue = False
+
+    def interrupt() -> None:
+        nonlocal is_overdue
+        is_overdue = True
+        task.cancel()
+
+    alarm = task.get_loop().call_later(seconds, interrupt)
+    try:
+        return await work
+    except asyncio.CancelledError as exc:
+        if not is_overdue:
+            raise
+        is_overdue = False
+        if _forget_cancellation(task):
+            raise
+        raise TimeoutError(f"no end within {seconds:g} s") from exc
+    finally:
+        alarm.cancel()
+        if is_overdue:  # it ended in spite of its cancellation
+            _forget_cancellation(task)
 
 
 async def uninterrupted(work: Coroutine[Any, Any, _T]) -> _T:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from taskiq.receiver.cancellation import within
 
 if TYPE_CHECKING:
     import asyncio
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from taskiq.receiver.running import Slots
 
 logger = logging.getLogger("taskiq.receiver.receiver")
+
+#: Seconds that an acknowledgement may take. A client may wait for ever on a connection
+#: that is gone; nobody would get the capacity back that its message holds.
+ACK_PATIENCE: Final = 30.0
 
 
 def describe(message: TaskiqMessage) -> str:
@@ -174,6 +180,6 @@ async def acknowledge(controller: AckController, subject: object) -> None:
     if not controller.is_ackable:
         return
     try:
-        await controller.ack()
+        await within(ACK_PATIENCE, controller.ack())
     except Exception:
         logger.exception("Cannot acknowledge %s.", subject)
