@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
+import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ def parse(arguments: list[str]) -> Options:
         "worker` processes, let faults strike meanwhile, and print as a Markdown table "
         "what became of the messages. Every message should have its result in the end. "
         "Needs the servers of the tests; `restart` needs redis-server or nats-server "
-        "to start one of its own. Exit status 1 if a message is lost.",
+        "to start one of its own. Exit status 1 if a message has not its own result, or "
+        "the workers do not end.",
     )
     parser.add_argument(
         "--broker",
@@ -157,6 +159,8 @@ def _show(text: str) -> None:
 def main() -> int:
     """Run the command; returns the exit status."""
     options = parse(sys.argv[1:])
+    # As Ctrl-C does: the workers run in sessions of their own, and would stay.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.logs is not None:
         options.logs.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
@@ -175,7 +179,7 @@ def main() -> int:
     table = report.throughput_table if options.throughput else report.faults_table
     if outcomes:
         sys.stdout.write(table(outcomes) + "\n")
-    if status == 0 and any(x.results < x.trial.messages for x in outcomes):
+    if status == 0 and not all(outcome.is_good for outcome in outcomes):
         status = 1
     return status
 

@@ -6,9 +6,8 @@ import asyncio
 import functools
 import json
 import os
-from collections.abc import Awaitable
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, TypeAlias, cast, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import nats
 from nats.errors import NoServersError
@@ -147,8 +146,10 @@ def _make_nats_broker(settings: Settings) -> AsyncBroker:
 @functools.cache
 def unavailable(line: Line) -> str | None:
     """Tell why there is no such line, or `None`."""
-    if line == "redis" or line == "rabbitmq":
-        return servers.unavailable(line)
+    if line == "redis":
+        return servers.unavailable("redis")
+    if line == "rabbitmq":
+        return servers.unavailable("rabbitmq")
     try:
         asyncio.run(_open_and_close())
     except (OSError, NoServersError) as error:
@@ -171,7 +172,7 @@ async def remove(settings: Settings) -> None:
         async with Redis.from_url(url) as redis:
             keys = [key async for key in redis.scan_iter(f"*{settings.name}*", 10_000)]
             for start in range(0, len(keys), 1000):
-                await cast("Awaitable[int]", redis.unlink(*keys[start : start + 1000]))
+                await redis.unlink(*keys[start : start + 1000])
     if settings.line == "rabbitmq":
         await servers.delete_queues(settings.name)
     elif settings.line != "redis":

@@ -22,7 +22,7 @@ def faults_table(outcomes: Iterable[Outcome]) -> str:
             outcome.lost,
             outcome.wrong,
             outcome.repeated,
-            f"{outcome.seconds:.1f}",
+            f"{outcome.seconds:.1f}" + (" (hung)" if outcome.is_hung else ""),
         )
         for outcome in outcomes
     ]
@@ -46,9 +46,7 @@ def throughput_table(outcomes: Iterable[Outcome]) -> str:
 
 
 def _throughput(outcome: Outcome) -> tuple[object, ...]:
-    sizes = [
-        size for (_, size), count in outcome.calls.items() for _ in range(count)
-    ]
+    sizes = [size for (_, size), count in outcome.calls.items() for _ in range(count)]
     by_process: dict[int, int] = {}
     for (pid, size), count in outcome.calls.items():
         by_process[pid] = by_process.get(pid, 0) + size * count

@@ -57,14 +57,16 @@ class OwnServer(ABC):
         await asyncio.wait_for(self._wait_until_it_listens(), _PATIENCE)
 
     async def _wait_until_it_listens(self) -> None:
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", self._port)
-            except OSError:
-                await asyncio.sleep(_INTERVAL)
-            else:
-                writer.close()
-                return
+        while not await self._listens():  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(_INTERVAL)
+
+    async def _listens(self) -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            return False
+        writer.close()
+        return True
 
     async def stop(self, signum: signal.Signals = signal.SIGTERM) -> None:
         if self._process is None:

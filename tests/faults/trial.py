@@ -9,14 +9,15 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from taskiq.kicker import AsyncKicker
 
@@ -29,10 +30,14 @@ Fault: TypeAlias = Literal["none", "sigkill", "sigterm", "cut", "restart"]
 
 FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
 TASK_NAME: Final = "record"
+#: Does nothing. taskiq-redis looks for messages to deliver again only when it has read
+#: a new one: those of a killed worker would wait for ever on a stream that is quiet.
+NUDGE_NAME: Final = "nudge"
+NUDGE_INTERVAL: Final = 0.5
 
 #: Seconds without a new result after which what is missing is lost.
 _PATIENCE: Final = 45.0
-_INTERVAL: Final = 0.25
+_INTERVAL: Final = 0.1
 _SENT_AT_ONCE: Final = 100
 _READ_AT_ONCE: Final = 500
 
@@ -80,6 +85,7 @@ class Outcome:
     :ivar strikes: how many times the fault struck.
     :ivar seconds: from the start of the workers to the last result.
     :ivar calls: how many calls there were, by process and size.
+    :ivar is_hung: whether the workers did not end when they were told to.
     :ivar log: what the workers printed.
     """
 
@@ -91,11 +97,17 @@ class Outcome:
     strikes: int
     seconds: float
     calls: Counter[tuple[int, int]]
+    is_hung: bool
     log: str
 
     @property
     def lost(self) -> int:
         return self.trial.messages - self.results - self.wrong
+
+    @property
+    def is_good(self) -> bool:
+        """Whether every message has its own result and the workers have ended."""
+        return self.results == self.trial.messages and not self.is_hung
 
 
 Progress: TypeAlias = Callable[[str], None]
@@ -161,6 +173,19 @@ async def _stage(trial: Trial) -> AsyncIterator[_Stage]:
         yield _Stage(trial, settings, workers, log, proxy, server)
 
 
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
+    """Do something beside the body of the context, and end it with the body."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
+
+
 class _Stage:
     def __init__(
         self,
@@ -178,42 +203,41 @@ class _Stage:
         self._proxy = proxy
         self._server = server
         self._strikes = 0
+        self._ran = 0
         self._broker = make_broker(settings)
         self._counts: Redis = Redis.from_url(settings.counts_url)
 
     async def run(self, progress: Progress) -> Outcome:
         await self._broker.startup()
-        faults: asyncio.Task[None] | None = None
-        sending: asyncio.Task[None] | None = None
-        try:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._counts.aclose)
+            stack.push_async_callback(self._broker.result_backend.shutdown)
+            stack.push_async_callback(self._broker.shutdown)
             if self.trial.fault == "restart":
                 # Nobody can send while the server is away.
                 await self._send_all()
             began = time.monotonic()
             await self._workers.start()
-            faults = asyncio.create_task(self._strike())
-            sending = asyncio.create_task(
-                asyncio.sleep(0) if self.trial.fault == "restart" else self._send_all(),
-            )
-            await self._wait_for_runs(began, progress)
-            await sending
-            faults.cancel()
-            await asyncio.gather(faults, return_exceptions=True)
-            results, wrong = await self._wait_for_results(began, progress)
+            async with _beside(self._strike()):
+                if self.trial.fault == "restart":
+                    await self._wait_for_runs(began, progress)
+                else:
+                    async with _beside(self._send_all()) as sending:
+                        await self._wait_for_runs(began, progress)
+                        await sending
+            async with _beside(self._nudge()):
+                results, wrong = await self._wait_for_results(began, progress)
             seconds = time.monotonic() - began
+            is_hung = await self._hangs()
+            return await self._count(results, wrong, seconds, is_hung=is_hung)
+
+    async def _hangs(self) -> bool:
+        """Tell the workers to end, and see whether they do not."""
+        try:
             await self._workers.stop()
-            return await self._count(results, wrong, seconds)
-        finally:
-            for task in (faults, sending):
-                if task is not None:
-                    task.cancel()
-            await asyncio.gather(
-                *(task for task in (faults, sending) if task is not None),
-                return_exceptions=True,
-            )
-            await self._broker.shutdown()
-            await self._broker.result_backend.shutdown()
-            await self._counts.aclose()
+        except asyncio.TimeoutError:
+            return True
+        return False
 
     def _task_id(self, item: int) -> str:
         return f"{self.settings.name}-{item}"
@@ -229,6 +253,12 @@ class _Stage:
             kicker: AsyncKicker[Any, Any] = AsyncKicker(TASK_NAME, self._broker, {})
             await kicker.with_task_id(self._task_id(item)).kiq(item)
 
+    async def _nudge(self) -> None:
+        while self.trial.line == "redis":
+            with suppress(RedisError):  # the server is away
+                await AsyncKicker[Any, Any](NUDGE_NAME, self._broker, {}).kiq()
+            await asyncio.sleep(NUDGE_INTERVAL)
+
     # -- Striking -----------------------------------------------------------------
 
     async def _strike(self) -> None:
@@ -241,16 +271,13 @@ class _Stage:
         }[self.trial.fault]
         if strike is None:
             return
-        await self._wait_for_the_first_run()
+        while not self._ran:  # noqa: ASYNC110 - nobody would set an event
+            await asyncio.sleep(_INTERVAL)
         while self._strikes < self.trial.strikes:
             pause = random.uniform(0.2, 1.8) * self.trial.interval  # noqa: S311
             await asyncio.sleep(pause)
             if await strike():
                 self._strikes += 1
-
-    async def _wait_for_the_first_run(self) -> None:
-        while not await self._counts.hlen(self.settings.runs):
-            await asyncio.sleep(0.02)
 
     async def _kill(self) -> bool:
         return self._workers.kill_one()
@@ -271,12 +298,13 @@ class _Stage:
     # -- Waiting and counting -----------------------------------------------------
 
     async def _wait_for_runs(self, began: float, progress: Progress) -> None:
-        await self._wait(
-            "run",
-            lambda: self._counts.hlen(self.settings.runs),
-            began,
-            progress,
-        )
+        async def look() -> int:
+            self._ran = await self._counts.hlen(runs)
+            return self._ran
+
+        runs = self.settings.runs
+        async with _beside(self._nudge()):
+            await self._wait("run", look, began, progress)
 
     async def _wait_for_results(
         self,
@@ -342,7 +370,14 @@ class _Stage:
         result = await backend.get_result(task_id)
         return not result.is_err and result.return_value == answer(item)
 
-    async def _count(self, results: int, wrong: int, seconds: float) -> Outcome:
+    async def _count(
+        self,
+        results: int,
+        wrong: int,
+        seconds: float,
+        *,
+        is_hung: bool,
+    ) -> Outcome:
         read: Callable[[str], Any] = partial(self._counts.hgetall)
         runs = [int(count) for count in (await read(self.settings.runs)).values()]
         calls: Counter[tuple[int, int]] = Counter()
@@ -358,5 +393,6 @@ class _Stage:
             strikes=self._strikes,
             seconds=seconds,
             calls=calls,
+            is_hung=is_hung,
             log=self._workers.output,
         )
