@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import shutil
 import signal
 import sys
@@ -39,8 +40,8 @@ def parse(arguments: list[str]) -> Options:
         "worker` processes, let faults strike meanwhile, and print as a Markdown table "
         "what became of the messages. Every message should have its result in the end. "
         "Needs the servers of the tests; `restart` needs redis-server or nats-server "
-        "to start one of its own. Exit status 1 if a message has not its own result, or "
-        "the workers do not end.",
+        "to start one of its own. Exit status 1 if a message has not its own result "
+        "or the workers do not end.",
     )
     parser.add_argument(
         "--broker",
@@ -161,6 +162,8 @@ def main() -> int:
     options = parse(sys.argv[1:])
     # As Ctrl-C does: the workers run in sessions of their own, and would stay.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Clients say at length that their server is away.
+    logging.getLogger().addHandler(logging.NullHandler())
     if options.logs is not None:
         options.logs.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []

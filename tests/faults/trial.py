@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from taskiq.exceptions import SendTaskError
 from taskiq.kicker import AsyncKicker
 
 from .lines import URLS, Line, Settings, make_broker, remove
@@ -255,7 +256,7 @@ class _Stage:
 
     async def _nudge(self) -> None:
         while self.trial.line == "redis":
-            with suppress(RedisError):  # the server is away
+            with suppress(SendTaskError):  # the server is away
                 await AsyncKicker[Any, Any](NUDGE_NAME, self._broker, {}).kiq()
             await asyncio.sleep(NUDGE_INTERVAL)
 
@@ -319,10 +320,14 @@ class _Stage:
         wrong: set[int] = set()
 
         async def look() -> int:
+            with suppress(RedisError):  # it is away
+                await take()
+            return self.trial.messages - len(missing)
+
+        async def take() -> None:
             found = await self._read_results(sorted(missing))
             missing.difference_update(found)
             wrong.update(item for item, is_right in found.items() if not is_right)
-            return self.trial.messages - len(missing)
 
         await self._wait("done", look, began, progress)
         return self.trial.messages - len(missing) - len(wrong), len(wrong)
