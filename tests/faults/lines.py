@@ -134,7 +134,6 @@ def _make_nats_broker(settings: Settings) -> AsyncBroker:
         durable=f"{name}-durable",
         stream_config=StreamConfig(name=name, subjects=[f"{name}.tasks"]),
         consumer_config=ConsumerConfig(
-            durable_name=f"{name}-durable",
             ack_wait=settings.redelivery,
             max_ack_pending=2 * (settings.max_buffered + 100),
         ),
