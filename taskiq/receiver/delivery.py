@@ -75,11 +75,15 @@ class Member(Delivery):
     :ivar key: what else it is grouped by.
     :ivar weight: what it adds to its batch.
     :ivar same: equal for items that are passed to the function once.
+    :ivar fingerprint: equal for deliveries of the same bytes; `None` if unknown.
+    :ivar is_held_twice: whether it came while an equal one was held.
     :ivar slots: the capacity it holds until it is admitted, `None` for none.
     :ivar settled: resolved when it is settled, where somebody waits for that.
     """
 
     __slots__ = (
+        "fingerprint",
+        "is_held_twice",
         "item",
         "key",
         "plan",
@@ -110,6 +114,8 @@ class Member(Delivery):
         self.key: Hashable = None
         self.weight = 0.0
         self.same: Hashable = None
+        self.fingerprint: int | None = None
+        self.is_held_twice = False
         self.slots: Slots | None = None
         self.settled: asyncio.Future[None] | None = None
 
