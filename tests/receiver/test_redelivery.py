@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
 
-from taskiq import Context, TaskiqDepends
+from taskiq import BatchContext, TaskiqDepends
 from taskiq.kicker import AsyncKicker
 from taskiq.receiver import Receiver
 from tests.support.brokers import QueueBroker
@@ -24,9 +24,17 @@ _REPORT = "were delivered again while this process still holds them"
 
 
 class Worker:
-    """A worker with a batch task that takes a second, two items at a time."""
+    """A worker with a batch task, two items at a time.
 
-    def __init__(self, broker: QueueBroker | None = None, **limits: Any) -> None:
+    :param seconds: how long each call takes.
+    """
+
+    def __init__(
+        self,
+        broker: QueueBroker | None = None,
+        seconds: tuple[float, ...] = (1, 1, 1),
+        **limits: Any,
+    ) -> None:
         self.broker = broker or QueueBroker()
         self.broker.with_result_backend(RecordingBackend())
         self.calls: list[list[int]] = []
@@ -34,13 +42,13 @@ class Worker:
 
         async def work(
             items: list[int],
-            context: Annotated[Context, TaskiqDepends()],
+            context: Annotated[BatchContext, TaskiqDepends()],
         ) -> int:
             self.calls.append(items)
             if items[0] in self.requeued:
                 self.requeued.remove(items[0])
-                await context.requeue()
-            await asyncio.sleep(1)
+                await context.requeue(0)
+            await asyncio.sleep(seconds[len(self.calls) - 1])
             return sum(items)
 
         limits = {"batch_size": 2, "batch_timeout": 3, **limits}
@@ -110,6 +118,22 @@ def test_it_is_told_of_until_the_first_delivery_is_settled(
     run_virtual(main())
     (report,) = reports(caplog)
     assert "id 1." in report
+
+
+def test_the_first_delivery_is_remembered_though_the_second_is_settled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        worker = Worker(seconds=(20, 1, 1), batch_size=1)
+        listening = worker.listen()
+        for _ in range(3):
+            await worker.deliver(1)
+            await asyncio.sleep(5)
+        worker.finish.set()
+        await listening
+
+    run_virtual(main())
+    assert len(reports(caplog)) == 2
 
 
 def test_a_requeued_message_is_another_one(caplog: pytest.LogCaptureFixture) -> None:
