@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from taskiq import AcknowledgeType
+
 from . import report
-from .lines import LINES, Line, unavailable
+from .lines import ACKNOWLEDGING, LINES, Line, unavailable
 from .servers import OWN_SERVERS
 from .trial import FAULTS, Fault, Outcome, Trial, run
 
@@ -28,6 +30,7 @@ class Options:
     strikes: int
     interval: float
     grace: float | None
+    ack_type: str
     throughput: bool
     logs: Path | None
 
@@ -47,7 +50,8 @@ def parse(arguments: list[str]) -> Options:
         "--broker",
         action="append",
         choices=LINES,
-        help="only this one; may be given several times",
+        help="only this one; may be given several times (default: all that take "
+        "acknowledgements)",
     )
     parser.add_argument(
         "--fault",
@@ -85,6 +89,12 @@ def parse(arguments: list[str]) -> Options:
         help="--wait-tasks-timeout of the workers (default: no limit)",
     )
     parser.add_argument(
+        "--ack-type",
+        choices=[member.value for member in AcknowledgeType],
+        default=AcknowledgeType.WHEN_SAVED.value,
+        help="--ack-type of the workers (default: when_saved, which loses nothing)",
+    )
+    parser.add_argument(
         "--throughput",
         action="store_true",
         help="no faults: print how fast it is, how large the calls are, and how the "
@@ -98,12 +108,13 @@ def parse(arguments: list[str]) -> Options:
     )
     given = parser.parse_args(arguments)
     return Options(
-        lines=given.broker or list(LINES),
+        lines=given.broker or list(ACKNOWLEDGING),
         faults=given.fault or [fault for fault in FAULTS if fault != "none"],
         messages=given.messages,
         strikes=given.strikes,
         interval=given.interval,
         grace=given.grace,
+        ack_type=given.ack_type,
         throughput=given.throughput,
         logs=given.logs,
     )
@@ -137,6 +148,7 @@ def trials(options: Options) -> Iterable[Trial]:
                 strikes=options.strikes,
                 interval=options.interval,
                 grace=options.grace,
+                ack_type=options.ack_type,
             )
 
 
@@ -174,7 +186,7 @@ def main() -> int:
             outcomes.append(outcome)
             say(
                 f"{trial}: {outcome.results} of {trial.messages} results, "
-                f"{outcome.repeated} run more than once, {outcome.seconds:.1f} s",
+                f"{len(outcome.repeated)} run more than once, {outcome.seconds:.1f} s",
             )
     except KeyboardInterrupt:
         say("interrupted")

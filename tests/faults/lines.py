@@ -16,17 +16,24 @@ from nats.js.errors import NotFoundError
 from redis.asyncio import Redis
 from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
 from taskiq_nats import PullBasedJetStreamBroker, PushBasedJetStreamBroker
-from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
+from taskiq_redis import (
+    ListQueueBroker,
+    RedisAsyncResultBackend,
+    RedisStreamBroker,
+)
 
 from taskiq import AsyncBroker
 from tests.interop import lines as servers
 
-Line: TypeAlias = Literal["redis", "rabbitmq", "nats-push", "nats-pull"]
+Line: TypeAlias = Literal["redis", "redis-list", "rabbitmq", "nats-push", "nats-pull"]
 
 LINES: Final[tuple[Line, ...]] = get_args(Line)
+#: Those whose messages can be acknowledged; the others lose what a killed worker held.
+ACKNOWLEDGING: Final = tuple(line for line in LINES if line != "redis-list")
 NATS = os.environ.get("TASKIQ_TEST_NATS_URL") or "nats://127.0.0.1:4222"
 URLS: Final[dict[Line, str]] = {
     "redis": servers.REDIS,
+    "redis-list": servers.REDIS,
     "rabbitmq": servers.RABBITMQ,
     "nats-push": NATS,
     "nats-pull": NATS,
@@ -104,6 +111,8 @@ def make_broker(settings: Settings) -> AsyncBroker:
             # Who is killed while it reclaims keeps this lock for ever by default.
             unacknowledged_lock_timeout=settings.redelivery,
         )
+    elif settings.line == "redis-list":
+        made = ListQueueBroker(url, queue_name=f"{name}-list")
     elif settings.line == "rabbitmq":
         made = AioPikaBroker(
             url,
@@ -145,7 +154,7 @@ def _make_nats_broker(settings: Settings) -> AsyncBroker:
 @functools.cache
 def unavailable(line: Line) -> str | None:
     """Tell why there is no such line, or `None`."""
-    if line == "redis":
+    if line.startswith("redis"):
         return servers.unavailable("redis")
     if line == "rabbitmq":
         return servers.unavailable("rabbitmq")
@@ -174,7 +183,7 @@ async def remove(settings: Settings) -> None:
                 await redis.unlink(*keys[start : start + 1000])
     if settings.line == "rabbitmq":
         await servers.delete_queues(settings.name)
-    elif settings.line != "redis":
+    elif settings.line.startswith("nats"):
         connection = await nats.connect(settings.url)
         try:
             await connection.jetstream().delete_stream(settings.name)

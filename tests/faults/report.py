@@ -21,7 +21,7 @@ def faults_table(outcomes: Iterable[Outcome]) -> str:
             outcome.results,
             outcome.lost,
             outcome.wrong,
-            outcome.repeated,
+            len(outcome.repeated),
             f"{outcome.seconds:.1f}" + (" (hung)" if outcome.is_hung else ""),
         )
         for outcome in outcomes

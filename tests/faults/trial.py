@@ -36,8 +36,8 @@ TASK_NAME: Final = "record"
 NUDGE_NAME: Final = "nudge"
 NUDGE_INTERVAL: Final = 0.5
 
-#: Seconds without a new result after which what is missing is lost.
-_PATIENCE: Final = 45.0
+#: Seconds that a busy machine may need for anything.
+_LEAST_PATIENCE: Final = 20.0
 _INTERVAL: Final = 0.1
 _SENT_AT_ONCE: Final = 100
 _READ_AT_ONCE: Final = 500
@@ -55,7 +55,11 @@ class Trial:
     :ivar messages: how many are sent.
     :ivar strikes: how many times the fault strikes, while there is work left.
     :ivar interval: seconds from one strike to the next, on average.
+    :ivar workers: how many processes there are.
     :ivar grace: the workers' `--wait-tasks-timeout`, in seconds; `None` for no limit.
+    :ivar ack_type: the workers' `--ack-type`.
+
+    The others are those of `Settings`.
     """
 
     line: Line
@@ -70,6 +74,12 @@ class Trial:
     max_buffered: int = 400
     call_seconds: float = 0.1
     grace: float | None = None
+    ack_type: str = "when_saved"
+
+    @property
+    def patience(self) -> float:
+        """Seconds without anything new after which what is missing is lost."""
+        return max(_LEAST_PATIENCE, 4 * self.redelivery)
 
     def __str__(self) -> str:
         return f"{self.line} x {self.fault}"
@@ -81,7 +91,7 @@ class Outcome:
 
     :ivar results: messages with the result that belongs to them.
     :ivar wrong: messages with another one.
-    :ivar repeated: messages that were run more than once.
+    :ivar repeated: which messages were run more than once.
     :ivar runs: how often messages were run, all together.
     :ivar strikes: how many times the fault struck.
     :ivar seconds: from the start of the workers to the last result.
@@ -93,7 +103,7 @@ class Outcome:
     trial: Trial
     results: int
     wrong: int
-    repeated: int
+    repeated: frozenset[int]
     runs: int
     strikes: int
     seconds: float
@@ -150,7 +160,7 @@ async def _stage(trial: Trial) -> AsyncIterator[_Stage]:
             line=trial.line,
             name=f"taskiq-faults-{uuid.uuid4().hex}",
             url=url,
-            results_url=url if trial.line == "redis" else URLS["redis"],
+            results_url=url if trial.line.startswith("redis") else URLS["redis"],
             counts_url=URLS["redis"],
             redelivery=trial.redelivery,
             batch_size=trial.batch_size,
@@ -163,9 +173,13 @@ async def _stage(trial: Trial) -> AsyncIterator[_Stage]:
         await proxy.start()
         stack.push_async_callback(proxy.stop)
         told = replace(settings, url=proxy.url) if trial.fault == "cut" else settings
-        if trial.line == "redis":
+        if trial.line.startswith("redis"):
             told = replace(told, results_url=told.url)
-        options = [f"--workers={trial.workers}", "--max-async-tasks=20"]
+        options = [
+            f"--workers={trial.workers}",
+            f"--ack-type={trial.ack_type}",
+            "--max-async-tasks=20",
+        ]
         if trial.grace is not None:
             options.append(f"--wait-tasks-timeout={trial.grace}")
         log = directory / "workers.log"
@@ -346,7 +360,7 @@ class _Stage:
             now = time.monotonic()
             if count > most:
                 most, last_change = count, now
-            if now - last_change > _PATIENCE:
+            if now - last_change > self.trial.patience:
                 return
             progress(
                 f"{self.trial}: {count} of {self.trial.messages} {what}, "
@@ -384,7 +398,10 @@ class _Stage:
         is_hung: bool,
     ) -> Outcome:
         read: Callable[[str], Any] = partial(self._counts.hgetall)
-        runs = [int(count) for count in (await read(self.settings.runs)).values()]
+        runs = {
+            int(item): int(count)
+            for item, count in (await read(self.settings.runs)).items()
+        }
         calls: Counter[tuple[int, int]] = Counter()
         for key, count in (await read(self.settings.calls)).items():
             pid, size = map(int, key.split())
@@ -393,8 +410,8 @@ class _Stage:
             trial=self.trial,
             results=results,
             wrong=wrong,
-            repeated=sum(count > 1 for count in runs),
-            runs=sum(runs),
+            repeated=frozenset(item for item, count in runs.items() if count > 1),
+            runs=sum(runs.values()),
             strikes=self._strikes,
             seconds=seconds,
             calls=calls,
