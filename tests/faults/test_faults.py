@@ -29,12 +29,13 @@ LINES: tuple[Line, ...] = ("redis", "rabbitmq", "nats-pull")
 def small(line: Line, fault: Fault, **settings: Any) -> Trial:
     """Describe a trial of a few seconds: two processes, at most 200 messages held."""
     settings = {
-        "messages": 1200,
+        "messages": 1500,
         "strikes": 2,
-        "interval": 0.4,
+        "interval": 0.3,
         "redelivery": 3.0,
         "batch_size": 50,
         "max_buffered": 100,
+        "call_seconds": 0.2,
         **settings,
     }
     return Trial(line, fault, **settings)
@@ -173,7 +174,7 @@ async def test_a_batch_is_acknowledged_on_the_stream_side_by_side() -> None:
 # -- Through the command line --------------------------------------------------------
 
 
-@run_each(*[small(line, "none", messages=4000, redelivery=20) for line in LINES])
+@run_each(*[small(line, "none", messages=3000, redelivery=20) for line in LINES])
 def test_two_processes_share_the_messages_in_full_batches(outcome: Outcome) -> None:
     assert outcome.repeated == frozenset()
     assert max(size for _, size in outcome.calls) == outcome.trial.batch_size

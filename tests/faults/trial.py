@@ -219,6 +219,7 @@ class _Stage:
         self._server = server
         self._strikes = 0
         self._ran = 0
+        self._is_over = asyncio.Event()
         self._broker = make_broker(settings)
         self._counts: Redis = Redis.from_url(settings.counts_url)
 
@@ -233,13 +234,16 @@ class _Stage:
                 await self._send_all()
             began = time.monotonic()
             await self._workers.start()
-            async with _beside(self._strike()):
+            async with _beside(self._strike()) as striking:
                 if self.trial.fault == "restart":
                     await self._wait_for_runs(began, progress)
                 else:
                     async with _beside(self._send_all()) as sending:
                         await self._wait_for_runs(began, progress)
                         await sending
+                # Not in the middle of a strike, when something may be away.
+                self._is_over.set()
+                await striking
             async with _beside(self._nudge()):
                 results, wrong = await self._wait_for_results(began, progress)
             seconds = time.monotonic() - began
@@ -286,13 +290,20 @@ class _Stage:
         }[self.trial.fault]
         if strike is None:
             return
-        while not self._ran:  # noqa: ASYNC110 - nobody would set an event
-            await asyncio.sleep(_INTERVAL)
+        while not self._ran:
+            if await self._is_over_in(_INTERVAL):
+                return
         while self._strikes < self.trial.strikes:
             pause = random.uniform(0.2, 1.8) * self.trial.interval  # noqa: S311
-            await asyncio.sleep(pause)
+            if await self._is_over_in(pause):
+                return
             if await strike():
                 self._strikes += 1
+
+    async def _is_over_in(self, seconds: float) -> bool:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._is_over.wait(), seconds)
+        return self._is_over.is_set()
 
     async def _kill(self) -> bool:
         return self._workers.kill_one()
