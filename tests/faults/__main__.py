@@ -134,7 +134,15 @@ def trials(options: Options) -> Iterable[Trial]:
             say(f"left out: {line}. {reason}")
             continue
         if options.throughput:
-            yield Trial(line, "none", options.messages, call_seconds=0)
+            yield Trial(
+                line,
+                "none",
+                options.messages,
+                call_seconds=0,
+                max_buffered=1000,
+                redelivery=60,
+                is_sent_before=True,
+            )
             continue
         for fault in options.faults:
             server = OWN_SERVERS.get(line)
@@ -149,6 +157,8 @@ def trials(options: Options) -> Iterable[Trial]:
                 interval=options.interval,
                 grace=options.grace,
                 ack_type=options.ack_type,
+                # Nobody can send while the server is away.
+                is_sent_before=fault == "restart",
             )
 
 

@@ -36,6 +36,8 @@ def small(line: Line, fault: Fault, **settings: Any) -> Trial:
         "batch_size": 50,
         "max_buffered": 100,
         "call_seconds": 0.2,
+        # Nobody can send while the server is away.
+        "is_sent_before": fault == "restart",
         **settings,
     }
     return Trial(line, fault, **settings)

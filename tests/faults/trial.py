@@ -58,6 +58,7 @@ class Trial:
     :ivar workers: how many processes there are.
     :ivar grace: the workers' `--wait-tasks-timeout`, in seconds; `None` for no limit.
     :ivar ack_type: the workers' `--ack-type`.
+    :ivar is_sent_before: whether the workers start after the last message was sent.
 
     The others are those of `Settings`.
     """
@@ -75,6 +76,7 @@ class Trial:
     call_seconds: float = 0.1
     grace: float | None = None
     ack_type: str = "when_saved"
+    is_sent_before: bool = False
 
     @property
     def patience(self) -> float:
@@ -229,13 +231,12 @@ class _Stage:
             stack.push_async_callback(self._counts.aclose)
             stack.push_async_callback(self._broker.result_backend.shutdown)
             stack.push_async_callback(self._broker.shutdown)
-            if self.trial.fault == "restart":
-                # Nobody can send while the server is away.
+            if self.trial.is_sent_before:
                 await self._send_all()
             began = time.monotonic()
             await self._workers.start()
             async with _beside(self._strike()) as striking:
-                if self.trial.fault == "restart":
+                if self.trial.is_sent_before:
                     await self._wait_for_runs(began, progress)
                 else:
                     async with _beside(self._send_all()) as sending:
