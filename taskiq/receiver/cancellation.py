@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Generator
 
 _T = TypeVar("_T")
 
@@ -108,13 +108,19 @@ else:
 async def within(seconds: float, work: Coroutine[Any, Any, _T]) -> _T:
     """Await `work`, but not for longer than this.
 
-    It costs half of `asyncio.timeout`: one timer, and no object that manages it.
+    What ends without waiting for anything costs no timer, and what waits half of
+    `asyncio.timeout`: every acknowledged message comes by here.
 
     :raises TimeoutError: it took longer, and was cancelled.
     """
+    steps = work.__await__()
+    try:
+        first = next(steps)
+    except StopIteration as done:
+        return cast("_T", done.value)
     task = asyncio.current_task()
-    if task is None:  # no asyncio task, no way to cancel
-        return await work
+    if task is None:  # nothing to cancel
+        return await _Begun(first, steps)
     is_overdue = False
 
     def interrupt() -> None:
@@ -124,7 +130,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, _T]) -> _T:
 
     alarm = task.get_loop().call_later(seconds, interrupt)
     try:
-        return await work
+        return await _Begun(first, steps)
     except asyncio.CancelledError as exc:
         if not is_overdue:
             raise
@@ -136,6 +142,31 @@ async def within(seconds: float, work: Coroutine[Any, Any, _T]) -> _T:
         alarm.cancel()
         if is_overdue:  # it ended in spite of its cancellation
             _forget_cancellation(task)
+
+
+class _Begun(Generic[_T]):
+    """What is left of a coroutine whose first step was taken by hand.
+
+    :param first: what that step gave: what the asyncio task is to wait for.
+    :param steps: the others.
+    """
+
+    __slots__ = ("_first", "_steps")
+
+    def __init__(self, first: Any, steps: Generator[Any, Any, _T]) -> None:
+        self._first = first
+        self._steps = steps
+
+    def __await__(self) -> Generator[Any, Any, _T]:
+        try:
+            yield self._first
+        except BaseException as exc:  # noqa: BLE001 - it is for the coroutine
+            try:
+                self._first = self._steps.throw(exc)
+            except StopIteration as done:
+                return cast("_T", done.value)
+            return (yield from self.__await__())
+        return (yield from self._steps)
 
 
 async def uninterrupted(work: Coroutine[Any, Any, _T]) -> _T:

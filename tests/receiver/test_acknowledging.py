@@ -153,6 +153,43 @@ def in_a_task(work: Coroutine[Any, Any, Any]) -> Any:
     return run_virtual(main())
 
 
+def test_what_waits_for_nothing_ends_at_once_and_sets_no_timer() -> None:
+    async def done() -> int:
+        return 3
+
+    async def failed() -> None:
+        raise ValueError("no")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later = None  # type: ignore[assignment, method-assign]  # fails
+        assert await within(1, done()) == 3
+        with pytest.raises(ValueError, match="no"):
+            await within(1, failed())
+        del loop.call_later
+
+    in_a_task(main())
+
+
+def test_errors_while_it_waits_reach_it_and_it_may_go_on() -> None:
+    async def persistent() -> list[str]:
+        seen: list[str] = []
+        for _ in range(3):
+            refused = asyncio.get_running_loop().create_future()
+            refused.get_loop().call_later(1, refused.set_exception, OSError("away"))
+            try:
+                await refused
+            except OSError as exc:
+                seen.append(str(exc))
+        await asyncio.sleep(1)
+        return seen
+
+    async def main() -> None:
+        assert await within(10, persistent()) == ["away"] * 3
+
+    in_a_task(main())
+
+
 def test_what_ends_in_spite_of_its_cancellation_has_ended() -> None:
     async def main() -> None:
         assert await within(1, stubborn()) == "done all the same"
