@@ -909,7 +909,7 @@ async def test_a_message_that_cannot_be_read_is_said_and_holds_up_nobody(
 ) -> None:
     double = doubling(broker, [])
     dumps = broker.serializer.dumpb
-    broker.serializer.dumpb = lambda _: b"garbage"  # type: ignore[method-assign]
+    broker.serializer.dumpb = lambda _: b"garbage"  # type: ignore[method-assign, assignment]
     await double.kiq(1)
     broker.serializer.dumpb = dumps  # type: ignore[method-assign]
     readable = await double.kiq(2)

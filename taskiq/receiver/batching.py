@@ -16,7 +16,7 @@ from taskiq.batch import BatchInfo, FlushReason
 from taskiq.hooks import hooks_of, run_hooks
 from taskiq.receiver.batch_call import BatchCall
 from taskiq.receiver.batcher import Batch, Batcher, BatcherStatistics, BatchState
-from taskiq.receiver.capacity import ShortBatchWatch
+from taskiq.receiver.capacity import RedeliveryWatch, ShortBatchWatch
 from taskiq.receiver.delivery import Member
 from taskiq.receiver.running import RunningTasks, Slots, start_for, wait_for_all
 from taskiq.receiver.settlement import result_of
@@ -65,6 +65,7 @@ class Batching:
         self._executions = executions
         self._is_starved = is_starved
         self._watches: dict[str, ShortBatchWatch] = {}
+        self._redeliveries = RedeliveryWatch()
         self._batcher: Batcher[Member] = Batcher(
             self._clock,
             wake=self._wake,
@@ -81,6 +82,7 @@ class Batching:
         if self._is_abandoned:
             self._give_up([member])
             return
+        self._redeliveries.took(member)
         self._batcher.offer(
             member.task,
             member.plan.config,
@@ -112,6 +114,7 @@ class Batching:
                 member,
                 member.weight,
             )
+            self._redeliveries.let_go(member)
             raise
 
     async def run_alone(self, member: Member) -> None:
@@ -162,19 +165,23 @@ class Batching:
             self._starter.cancel()
         self._give_up(self._batcher.abandon())
 
-    @staticmethod
-    def _give_up(members: list[Member]) -> None:
+    def _give_up(self, members: list[Member]) -> None:
         if not members:
             return
         for member in members:
             member.release()
-            member.tell_settled()
+            self._done_with(member)
         logger.warning(
             "Discarding %d buffered messages during Receiver cleanup, "
             "not acknowledged: %s.",
             len(members),
             ", ".join(str(member) for member in members),
         )
+
+    def _done_with(self, member: Member) -> None:
+        """Let go of a message, and wake whoever waits for that."""
+        self._redeliveries.let_go(member)
+        member.tell_settled()
 
     def _wake(self) -> None:
         if self._starter is None and self._batcher.is_ready:
@@ -206,6 +213,7 @@ class Batching:
 
     def _start(self, batch: Batch[Member], slots: Slots) -> asyncio.Task[None]:
         info = self._info(batch)
+        self._redeliveries.report(batch.members)
         if self._is_starved is not None:
             self._watch(info.task_name).started(
                 info,
@@ -258,7 +266,7 @@ class Batching:
         finally:
             # Whatever ended this early: nobody waits for these, nothing counts them.
             for member in batch.members:
-                member.tell_settled()
+                self._done_with(member)
             for _ in range(batch.unsettled):
                 self._batcher.member_settled(batch)
             self._watch(info.task_name).settled(self._clock.time())
@@ -305,7 +313,7 @@ class Batching:
         for member, result in pairs:
             if not member.is_given_up:
                 await self._settlement.settle(member, result)
-            member.tell_settled()
+            self._done_with(member)
             self._batcher.member_settled(batch)
 
 

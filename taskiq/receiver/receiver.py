@@ -214,7 +214,11 @@ class Receiver:
             prepared = self._try_to_prepare(name, task.original_func)
         if prepared is None or prepared.plan is None:
             return Delivery(decoded, task.original_func, controller, self.ack_time)
-        return Member(decoded, prepared, prepared.plan, controller, self.ack_time)
+        plan = prepared.plan
+        member = Member(decoded, prepared, plan, controller, self.ack_time)
+        if isinstance(data, bytes):
+            member.fingerprint = hash(data)
+        return member
 
     def _handle(
         self,
