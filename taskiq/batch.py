@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
-import difflib
 import enum
 import inspect
 import math
@@ -353,6 +352,8 @@ class _Reader:
 
 def _nearest_argument(name: str) -> str:
     """Say what a user who wrote an unknown name may have meant."""
+    import difflib  # noqa: PLC0415 - for this message only
+
     # The prefix they share would make any two names look alike.
     known = {each.removeprefix("batch_"): each for each in _ARGUMENTS}
     near = difflib.get_close_matches(name.removeprefix("batch_"), known, n=1)

@@ -18,7 +18,6 @@ import functools
 import logging
 import random
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
@@ -38,7 +37,7 @@ from taskiq.receiver.batching import Batching
 from taskiq.receiver.cancellation import guarded
 from taskiq.receiver.capacity import log_batch_tasks
 from taskiq.receiver.delivery import Delivery, Member, Refused, describe
-from taskiq.receiver.execution import Call, Execution
+from taskiq.receiver.execution import Call, Execution, is_process_pool
 from taskiq.receiver.prefetch import Prefetch
 from taskiq.receiver.prepared import PreparedTask
 from taskiq.receiver.running import RunningTasks, Slots, wait_for_all
@@ -110,7 +109,7 @@ class Receiver:
         self.on_exit = on_exit
         self.max_tasks_to_execute = max_tasks_to_execute
         self.wait_tasks_timeout = wait_tasks_timeout
-        self.is_process_pool = isinstance(executor, ProcessPoolExecutor)
+        self.is_process_pool = is_process_pool(executor)
         self.known_tasks: set[str] = set()
         self.task_signatures: dict[str, inspect.Signature] = {}
         self.task_hints: dict[str, dict[str, Any]] = {}
