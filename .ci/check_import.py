@@ -8,7 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import taskiq
+# taskiq_dependencies loads FastAPI where it is installed, and that loads what it likes.
+sys.modules["fastapi"] = None  # type: ignore[assignment]  # cannot be imported
+
+import taskiq  # noqa: E402 - see above
 
 OPTIONAL = (
     "aiohttp",

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import pytest
 
-from .hub import Hub
+from ..support.hub import Hub
 from .worker_process import WorkerProcess, command_with
 
 pytestmark = pytest.mark.skipif(
