@@ -1,8 +1,8 @@
 """Run Python files one after the other, each as a program of its own.
 
 ``python run_blocks.py LOG FILE...`` imports taskiq once and forks for every
-file, which takes milliseconds where a new interpreter takes half a second. It writes one
-JSON line per file to LOG: its status and what it printed. Each file runs in the
+file, which takes milliseconds where a new interpreter takes half a second. It writes
+one JSON line per file to LOG: its status and what it printed. Each file runs in the
 directory it is in. Where nothing forks (Windows) every file gets an interpreter.
 """
 
@@ -86,5 +86,5 @@ if __name__ == "__main__":
     import taskiq.receiver
 
     # What most of the files use: imported here, it is not imported by each of them.
-    assert taskiq.InMemoryBroker  # noqa: S101
+    assert taskiq.InMemoryBroker is not None
     main(Path(sys.argv[1]), [Path(file) for file in sys.argv[2:]])

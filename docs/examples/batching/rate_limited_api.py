@@ -117,7 +117,7 @@ async def stub_api() -> AsyncGenerator[tuple[str, list[int]], None]:
 
 def place_of(name: str) -> dict[str, Any]:
     """What the stub knows about an address."""
-    number = name.split()[0]
+    number = name.partition(" ")[0]
     if not number.isdigit():
         return {"error": f"unknown address: {name}"}
     return {"lat": int(number), "lon": 0}
