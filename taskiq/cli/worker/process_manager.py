@@ -177,7 +177,7 @@ class ActionQueue:
     def _fall_asleep(self) -> None:
         try:
             while self.wakeup.recv(4096):
-                process.terminate()
+                pass
         except BlockingIOError:
             return
 
