@@ -157,6 +157,32 @@ def test_a_client_gets_its_results_from_a_worker_of_its_page(
     assert outcome.output.split() == ["3", "0", "2", "4", "6", "8"], log
 
 
+def test_the_tests_that_the_testing_page_shows_pass(tmp_path: Path) -> None:
+    page = DOCS / "guide" / "testing.md"
+    for block in BLOCKS:
+        if block.page == page and block.title is not None:
+            (tmp_path / block.title).write_text(block.code, encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    settings = re.search(
+        r'```ini title="pytest.ini"\n(.*?)^```', text, re.DOTALL | re.M
+    )
+    assert settings is not None
+    (tmp_path / "pytest.ini").write_text(settings[1], encoding="utf-8")
+
+    done = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio"],
+        capture_output=True,
+        check=False,
+        cwd=tmp_path,
+        encoding="utf-8",
+        # Options for this run of pytest are not for that one.
+        env={**os.environ, "PYTEST_ADDOPTS": ""},
+        timeout=HANG,
+    )
+
+    assert "1 passed" in done.stdout, done.stdout
+
+
 def run_with_worker(directory: Path) -> tuple[Outcome, str]:
     log = directory / "worker.log"
     with log.open("wb") as stream:
