@@ -169,7 +169,7 @@ def test_the_tests_that_the_testing_page_shows_pass(tmp_path: Path) -> None:
     assert settings is not None
     (tmp_path / "pytest.ini").write_text(settings[1], encoding="utf-8")
 
-    done = subprocess.run(  # noqa: S603 - our own command
+    done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio"],
         capture_output=True,
         check=False,
