@@ -563,7 +563,18 @@ class FrozenPlace:
     name: str
 
 
+class Spelling(BaseModel):  # noqa: PLW1641 - it cannot be hashed
+    word: str
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spelling) and self.word.lower() == other.word.lower()
+
+
 async def of_model(items: list[int], options: Options) -> Any:
+    return items
+
+
+async def of_model_with_its_own_equality(items: list[int], spelling: Spelling) -> Any:
     return items
 
 
@@ -605,6 +616,15 @@ def test_objects_that_cannot_be_hashed_are_compared_by_value() -> None:
         [0, 1],
         [2],
     ]
+
+
+def test_a_model_decides_for_itself_what_equals_it() -> None:
+    assert groups_of(
+        of_model_with_its_own_equality,
+        call(Spelling(word="Same")),
+        call({"word": "sAME"}),
+        call({"word": "other"}),
+    ) == [[0, 1], [2]]
 
 
 def test_a_value_that_cannot_be_compared_fails_its_message_alone() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from taskiq import AckableMessage, BrokerMessage
 from taskiq.receiver import Receiver
-from taskiq.receiver.cancellation import start_task, within
+from taskiq.receiver.cancellation import start_task, uninterrupted, within
 from taskiq.receiver.delivery import ACK_PATIENCE
 from tests.support.brokers import QueueBroker
 from tests.support.recorders import RecordingBackend
@@ -231,5 +231,38 @@ def test_a_cancellation_from_outside_wins_over_the_limit() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+    run_virtual(main())
+
+
+def test_a_cancellation_reaches_what_only_lets_others_run() -> None:
+    async def yielding() -> None:
+        for _ in range(100):
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        task = start_task(asyncio.get_running_loop(), within(10, yielding()))
+        await asyncio.sleep(0)  # it has begun
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run_virtual(main())
+
+
+def test_a_cleanup_ends_before_the_cancellation_that_came_meanwhile() -> None:
+    async def main() -> None:
+        cleaned: list[str] = []
+
+        async def cleanup() -> None:
+            await asyncio.sleep(3)
+            cleaned.append("up")
+
+        task = asyncio.ensure_future(uninterrupted(cleanup()))
+        await asyncio.sleep(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert cleaned == ["up"]
 
     run_virtual(main())

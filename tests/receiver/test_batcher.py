@@ -694,6 +694,43 @@ def test_a_batch_that_never_ran_can_be_settled() -> None:
     bench.assert_nothing_is_left()
 
 
+def test_a_member_that_runs_alone_waits_for_nobody_and_counts_like_others() -> None:
+    bench = Bench(size=2, concurrency=1)
+    bench.offer("ab")
+    running = bench.take()
+
+    alone = bench.batcher.take_alone("task", bench.config, "group", "c")
+
+    assert alone.members == ["c"]
+    assert alone.group == "group"
+    assert alone.reason is FlushReason.MANUAL
+    assert alone.state is BatchState.SEALED
+    assert alone.lane is running.lane
+    assert bench.admitted == ["a", "b", "c"]
+    assert bench.batcher.statistics().buffered == 3
+    bench.finish(alone)
+    bench.finish(running)
+    bench.assert_nothing_is_left()
+
+
+def test_a_member_that_runs_alone_opens_its_task_as_any_other() -> None:
+    bench = Bench(max_buffered=10)
+
+    alone = bench.batcher.take_alone("task", bench.config, "group", "a")
+
+    assert alone.lane.owner == "task"
+    assert alone.lane.config is bench.config
+    bench.offer("b")
+    assert bench.batcher.statistics().buffered == 2
+
+
+def test_the_repr_of_a_batch_says_whether_it_is_due() -> None:
+    bench = Bench()
+    bench.offer("a")
+    [batch] = next(iter(bench.batcher._lanes.values())).open.values()
+    assert repr(batch) == "<Batch of 'task': 1 members, OPEN, not due>"
+
+
 def test_the_repr_shows_live_counts() -> None:
     bench = Bench(size=2)
     bench.offer("abc")

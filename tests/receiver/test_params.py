@@ -114,6 +114,22 @@ def test_a_positional_parameter_may_be_sent_by_name() -> None:
     assert cast(task, y="2", x="1") == ([], {"x": 1, "y": 2})
 
 
+def test_a_value_sent_by_name_that_cannot_be_cast_stays_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def task(x: int) -> None: ...
+
+    assert cast(task, x="one") == ([], {"x": "one"})
+    [line] = complaints(caplog)
+    assert "Can't parse argument x for task named" in line
+
+
+def test_what_comes_before_variadic_values_is_not_cast_like_them() -> None:
+    def task(x, *rest: int) -> None: ...  # type: ignore[no-untyped-def] # the rule
+
+    assert cast(task, "1", "2") == (["1", 2], {})
+
+
 def test_every_variadic_value_is_cast_to_the_one_annotation() -> None:
     def task(x: int, *rest: float) -> None: ...
 

@@ -595,6 +595,7 @@ async def test_a_timeout_that_is_no_number_is_the_error_of_its_message(
     )
 
     assert isinstance(result.error, ValueError)
+    assert str(label) in str(result.error)
     [line] = complaints(caplog)
     assert "task with ID id" in line
 
