@@ -459,6 +459,43 @@ def test_a_callback_cancelled_while_its_batch_waits_leaves_the_batch() -> None:
     run_virtual(main())
 
 
+def test_a_callback_cancelled_while_its_batch_waits_takes_its_weight_along() -> None:
+    async def main() -> None:
+        worker = Worker(
+            receiver_class=_KeepsCallbacks,
+            batch_size=10,
+            batch_max_weight=10,
+            batch_weight=float,
+        )
+        await worker.send(7, 1)
+        listening = worker.listen()
+        await worker.until_held(2)
+        await _cancel_first_callback(worker)
+        await worker.send(8)
+        worker.broker.end()
+        await listening
+        assert worker.calls == [[1, 8]]
+        worker.assert_as_new()
+
+    run_virtual(main())
+
+
+def test_a_callback_of_ones_own_that_is_cancelled_is_named_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        worker = Worker(receiver_class=_KeepsCallbacks, batch_size=3)
+        await worker.send(1)
+        listening = worker.listen()
+        await worker.until_held(1)
+        await _cancel_first_callback(worker)
+        worker.broker.end()
+        await listening
+
+    run_virtual(main())
+    assert "Left for redelivery, as it cancelled itself: a message." in caplog.messages
+
+
 def test_a_callback_cancelled_while_its_batch_runs_gets_no_result_and_no_ack() -> None:
     async def main() -> None:
         worker = Worker(receiver_class=_KeepsCallbacks)

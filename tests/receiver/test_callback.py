@@ -358,6 +358,16 @@ async def test_an_unparsable_message_is_acked_and_said_to_be_dropped(
     assert len(complaints(caplog)) == 1
 
 
+async def test_a_message_nobody_can_run_joins_no_batch_and_is_acked() -> None:
+    worker = Worker()
+
+    work = worker.receiver.buffer(worker.ackable(b"no message"))
+
+    assert work is not None
+    await work
+    assert worker.steps() == ["ack"]
+
+
 @every_ack_type
 async def test_a_message_of_an_unknown_task_is_acked_and_said_to_be_dropped(
     ack_type: AcknowledgeType,

@@ -307,6 +307,7 @@ async def test_a_function_that_cannot_be_prepared_does_not_run_as_its_predecesso
         result = await worker.deliver(task, task_id=task_id)
         assert result is not None
         assert isinstance(result.error, ValueError)
+        assert result.execution_time == 0
         assert worker.steps(task_id)[-1] == "ack"
     assert len(complaints(caplog)) == 2
 
