@@ -7,6 +7,7 @@ import functools
 import itertools
 import os
 import threading
+import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Annotated, Any
@@ -410,6 +411,35 @@ async def test_dependencies_see_the_error_of_their_task_if_it_is_propagated(
     assert isinstance(result.error, KeyError) == fails
     assert len(seen) == 2
     assert set(seen) == endings
+
+
+async def test_dependencies_see_the_very_error_and_where_it_was_raised() -> None:
+    worker = Worker()
+    seen: list[BaseException] = []
+    frames: list[str] = []
+
+    async def session() -> AsyncGenerator[None, None]:
+        try:
+            yield
+        except KeyError as exc:
+            seen.append(exc)
+            stack = traceback.extract_tb(exc.__traceback__)
+            frames.extend(frame.name for frame in stack)
+            raise
+
+    def deep_inside() -> None:
+        raise KeyError("the task")
+
+    @worker.broker.task
+    async def task(session: Annotated[None, TaskiqDepends(session)]) -> None:
+        deep_inside()
+
+    result = await worker.deliver(task)
+
+    assert result is not None
+    assert result.error is not None
+    assert seen == [result.error]
+    assert "deep_inside" in frames
 
 
 @pytest.mark.parametrize("is_async", [False, True])
