@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import copy
 import dataclasses
 import json
 import logging
@@ -681,6 +682,27 @@ def test_arguments_share_a_key_exactly_when_they_are_the_same_json(
     again = json.loads(json.dumps(one))
     assert freeze(one) == freeze(again)
     assert hash(freeze(one)) == hash(freeze(again))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"a": 1}, {"b": 1}),
+        ({"a": 1}, {"a": True}),
+        ({1}, {True}),
+        ({1}, {1.0}),
+        (frozenset({1}), frozenset({True})),
+        ({1}, frozenset({1})),
+        ([1], (1,)),
+    ],
+    ids=str,
+)
+def test_arguments_that_a_function_can_tell_apart_share_no_key(
+    one: Any,
+    other: Any,
+) -> None:
+    assert freeze(one) != freeze(other)
+    assert freeze(one) == freeze(copy.copy(one))
 
 
 @virtual

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from taskiq import AckableMessage, TaskiqResult
 from taskiq.receiver import Receiver
 from tests.support.brokers import QueueBroker
-from tests.support.recorders import RecordingBackend
+from tests.support.recorders import RecordingBackend, RecordingMiddleware
 from tests.support.virtual_time import run_virtual
 
 if TYPE_CHECKING:
@@ -94,6 +94,34 @@ def test_waiting_messages_take_no_execution_slot() -> None:
         await _receiver(broker, max_async_tasks=1).listen(finish)
         assert done_at == [0]
         assert calls == [list(range(9))]
+
+    run_virtual(main())
+
+
+def test_what_a_hook_let_go_on_holds_its_delivery_slot_until_there_is_room() -> None:
+    async def main() -> None:
+        broker = QueueBroker()
+        broker.add_middlewares(RecordingMiddleware())
+        calls: list[list[int]] = []
+        gather = _gather(
+            broker,
+            calls,
+            seconds=5,
+            batch_size=2,
+            batch_timeout=_LONG,
+            batch_max_buffered=2,
+        )
+        for item in range(10):
+            await gather.kiq(item)
+        broker.end()
+        receiver = _receiver(broker, max_async_tasks=2, max_prefetch=1)
+        listening = asyncio.ensure_future(receiver.listen(asyncio.Event()))
+        await asyncio.sleep(1)
+        assert calls == [[0, 1]]
+        # Two are buffered, and three wait for their place with the three slots.
+        assert len(broker.delivered) == 2 + 3
+        await listening
+        assert len(calls) == 5
 
     run_virtual(main())
 
