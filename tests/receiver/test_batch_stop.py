@@ -654,6 +654,26 @@ def test_one_who_stops_waiting_for_all_batches_stops_no_other() -> None:
     run_virtual(main())
 
 
+def test_a_message_that_runs_alone_counts_against_the_limits_of_its_task() -> None:
+    async def main() -> None:
+        worker = Worker(batch_size=1, batch_concurrency=1)
+        worker.in_call = Gate()
+        await worker.send(1)
+        message = worker.broker.queue.get_nowait()
+        assert message is not None
+        alone = asyncio.ensure_future(worker.receiver.run_in_place(message.message))
+        await worker.in_call.reached.wait()
+        await _hand_over(worker, 2)
+        await asyncio.sleep(1)
+        assert worker.calls == [[1]]
+        worker.in_call.opened.set()
+        await alone
+        await worker.receiver.wait_batches()
+        assert worker.calls == [[1], [2]]
+
+    run_virtual(main())
+
+
 async def _hand_over(worker: Worker, item: int) -> None:
     """Let a message join its batch, as a broker does that runs tasks in process."""
     await worker.send(item)

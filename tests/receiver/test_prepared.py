@@ -351,3 +351,7 @@ async def test_two_receivers_of_one_broker_keep_their_own_data() -> None:
     other.known_tasks.clear()
 
     assert worker.receiver.known_tasks == {task.task_name}
+
+
+def test_a_receiver_that_has_held_nothing_counts_nothing() -> None:
+    assert Receiver(QueueBroker()).batch_statistics().is_idle
