@@ -54,8 +54,8 @@ def parse(arguments: list[str]) -> Command:
         prog="python -m tests.benchmarks",
         description="Measure this checkout against taskiq "
         f"{BASELINE_VERSION} and other packages. Each run is a process of its own, "
-        "what is compared takes turns, and the tables show medians. The first run makes "
-        "virtual environments in .benchmarks/. The tables servers, postgres and growth "
+        "what is compared takes turns, and the tables show medians. The first run "
+        "makes virtual environments in .benchmarks/. The tables servers, postgres and growth "
         "need Redis, RabbitMQ and PostgreSQL on this machine.",
     )
     parser.add_argument(

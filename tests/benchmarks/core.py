@@ -86,7 +86,9 @@ def _compare_workload(
         options.rounds,
         {
             f"ours {workload.ours}": partial(ours.run, "core", workload.ours, messages),
-            f"0.13.0 {workload.theirs}": partial(theirs.run, "core", workload.theirs, messages),
+            f"0.13.0 {workload.theirs}": partial(
+                theirs.run, "core", workload.theirs, messages
+            ),
         },
         lambda sample: f"{sample['cpu'] / messages * 1e6:.1f} us/message",
     )

@@ -33,7 +33,7 @@ PEERS = {
 _CHILDREN = Path(__file__).resolve().parent / "children"
 _CHILD_TIMEOUT = 900.0
 _CLEANING_TIMEOUT = 10.0
-#: The checkout comes last in the path: the taskiq of the environment is found before it.
+#: The checkout comes last in the path, after the taskiq of the environment.
 _RUN_MODULE = (
     "import runpy, sys; sys.path.append(sys.argv.pop(1)); "
     "runpy.run_module('tests.benchmarks.children.' + sys.argv[1], "

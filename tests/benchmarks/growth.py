@@ -94,10 +94,7 @@ def _measure_processes(options: Options) -> str:
     messages = options.scaled(SHARED_MESSAGES)
     samples = take_turns(
         options.rounds,
-        {
-            str(number): partial(_share, ours, number, messages)
-            for number in (1, 2)
-        },
+        {str(number): partial(_share, ours, number, messages) for number in (1, 2)},
         lambda sample: f"{sample['messages'] / sample['wall']:.0f} messages/s",
     )
     rates, costs = report.rates(samples), report.per_message(samples, "cpu")

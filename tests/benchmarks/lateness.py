@@ -25,10 +25,7 @@ def measure(options: Options) -> report.Page:
     ours = options.environments.candidate()
     measured = take_turns(
         options.rounds,
-        {
-            title: partial(_late, ours, case, samples)
-            for title, case in CASES.items()
-        },
+        {title: partial(_late, ours, case, samples) for title, case in CASES.items()},
         lambda sample: f"p99 {sample['p99']:.2f} ms",
     )
     names = ("p50", "p99", "max")

@@ -8,7 +8,7 @@
 * `bare`: no taskiq in the worker: the client library alone receives and acknowledges
   the same messages, with the same settings, one after the other;
 * `bare-together`: the same, but what came together is acknowledged together;
-* `plugin`: the plugin's broker without a receiver: its `listen`, and each `ack` in turn;
+* `plugin`: the plugin's broker without a receiver, each `ack` in turn;
 * `fill`, `share` and `clean`: fill, drain and remove a queue that several processes
   share; its name is the fourth argument.
 """
@@ -191,7 +191,7 @@ async def acknowledge(
     clock: DrainClock,
     together: bool,
 ) -> None:
-    """Acknowledge in turn, or up to 32 at once, which is what a batch's settling does."""
+    """Acknowledge in turn, or up to 32 at once as the settling of a batch does."""
     if not together:
         for ack, subject in acks:
             clock.called(1)
