@@ -66,6 +66,7 @@ def load_commands(points: Iterable[EntryPoint]) -> dict[str, TaskiqCMD]:
 
 def _parser(commands: Mapping[str, TaskiqCMD]) -> ArgumentParser:
     parser = ArgumentParser(
+        prog="taskiq",
         formatter_class=RawDescriptionHelpFormatter,
         description="The command line of taskiq, a distributed task queue.\n"
         "Its subcommands are plugins, found through their entry points;\n"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
-import difflib
 import enum
 import inspect
 import math
@@ -91,6 +90,17 @@ class BatchConfig:
             return isinstance(error, Exception) and not isinstance(error, _TIMEOUTS)
         return isinstance(error, self.isolate_errors)
 
+    def __str__(self) -> str:
+        """Name the decorator's arguments that are in effect, with their values."""
+        values = {
+            name: getattr(self, name.removeprefix("batch_")) for name in _ARGUMENTS
+        }
+        return ", ".join(
+            f"{name}={_readable(value)}"
+            for name, value in values.items()
+            if value is not None and value is not False
+        )
+
 
 #: What a function raises to say what is to become of every message of its call.
 _DELIBERATE: Final = (NoResultError, TaskRejectedError)
@@ -134,6 +144,14 @@ _ARGUMENTS: Final = (
     "batch_isolate_errors",
     "batch_max_buffered",
 )
+
+
+def _readable(value: Any) -> str:
+    """Show an argument as its author wrote it: functions and classes by their names."""
+    if isinstance(value, tuple):
+        kinds = typing.cast("tuple[type[Exception], ...]", value)
+        return f"({', '.join(map(function_name, kinds))})"
+    return function_name(value) if callable(value) else str(value)
 
 
 def split_batch_arguments(
@@ -353,6 +371,8 @@ class _Reader:
 
 def _nearest_argument(name: str) -> str:
     """Say what a user who wrote an unknown name may have meant."""
+    import difflib  # noqa: PLC0415 - for this message only
+
     # The prefix they share would make any two names look alike.
     known = {each.removeprefix("batch_"): each for each in _ARGUMENTS}
     near = difflib.get_close_matches(name.removeprefix("batch_"), known, n=1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence  # noqa: TC003 - see below
-from typing import Any
 
 # The dependency resolver evaluates the annotations of these constructors.
 from taskiq.abc.broker import AsyncBroker  # noqa: TC001
@@ -232,14 +230,17 @@ async def _send_again(broker: AsyncBroker, message: TaskiqMessage) -> None:
 
 
 def _with_wire_labels(message: TaskiqMessage) -> TaskiqMessage:
-    """Turn labels that no JSON holds back into text; others travel as they are.
+    """Turn labels into text, as they were when the message was first sent.
+
+    Brokers count on that, and some pass labels on as headers that take nothing else.
+    What has no type of its own in a message stays as somebody has put it there.
 
     :returns: the message itself, or a copy when there was something to turn.
     """
     prepared = {
         name: prepare_label(value)
         for name, value in message.labels.items()
-        if isinstance(value, bytes) or _is_no_number_of_json(value)
+        if isinstance(value, (bool, bytes, float, int))
     }
     if not prepared:
         return message
@@ -252,7 +253,3 @@ def _with_wire_labels(message: TaskiqMessage) -> TaskiqMessage:
         args=message.args,
         kwargs=message.kwargs,
     )
-
-
-def _is_no_number_of_json(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)

@@ -19,7 +19,7 @@ from taskiq.task import AsyncTaskiqTask
 from taskiq.utils import maybe_awaitable
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from datetime import datetime, timedelta
     from types import CoroutineType
 
@@ -34,6 +34,11 @@ logger = logging.getLogger("taskiq")
 
 #: Arguments of these types are sent as they are.
 _PLAIN_TYPES: Final = frozenset({bool, dict, float, int, list, str, type(None)})
+
+#: `TaskiqMessage(...)` in half the time: it goes straight to the validator.
+_message_of: Final[Callable[[dict[str, Any]], TaskiqMessage]] = (
+    TaskiqMessage.__pydantic_validator__.validate_python
+)
 
 #: Read from the registered task on the worker, never from a message.
 _LOCAL_LABELS: Final = frozenset({"types_of_exceptions"})
@@ -269,11 +274,13 @@ class AsyncKicker(Generic[_FuncParams, _ReturnType]):
         if task_id is None:
             task_id = self.broker.id_generator()
         prepare = self._prepare_arg
-        return TaskiqMessage(
-            task_id=task_id,
-            task_name=self.task_name,
-            labels=labels,
-            labels_types=labels_types,
-            args=[prepare(arg) for arg in args],
-            kwargs={name: prepare(value) for name, value in kwargs.items()},
+        return _message_of(
+            {
+                "task_id": task_id,
+                "task_name": self.task_name,
+                "labels": labels,
+                "labels_types": labels_types,
+                "args": [prepare(arg) for arg in args],
+                "kwargs": {name: prepare(value) for name, value in kwargs.items()},
+            },
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
@@ -33,7 +34,7 @@ from tests.support.recorders import RecordingBackend, RecordingMiddleware
 from tests.support.virtual_time import run_virtual
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from taskiq import AsyncTaskiqDecoratedTask, AsyncTaskiqTask
 
@@ -837,37 +838,186 @@ def test_a_result_that_cannot_be_saved_leaves_only_its_own_message_unacked() -> 
     assert set(worker.values) == {"0", "3"}
 
 
-class Blocking:
-    """A function that fails once and then waits until it is told to go on."""
+# Of one item there is nothing to tell apart; the others have none, one, three, and
+# nothing but culprits.
+_SIZES_AND_CULPRITS = [
+    (1, 0), (1, 1),
+    (2, 0), (2, 1), (2, 2),
+    (64, 0), (64, 1), (64, 3), (64, 64),
+    (1000, 0), (1000, 1), (1000, 3), (1000, 1000),
+]  # fmt: skip
 
-    def __init__(self) -> None:
+
+def spread(count: int, size: int) -> set[int]:
+    """Take items from all over a batch: its first one, its last, and between them."""
+    if count == 1:
+        return {size // 3}
+    return {round(each * (size - 1) / max(count - 1, 1)) for each in range(count)}
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Nothing is logged: thousands of messages would take their time."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(
+    ("size", "culprits", "results"),
+    [
+        (size, culprits, results)
+        for size, culprits in _SIZES_AND_CULPRITS
+        for results in ("each", "shared")
+        if size < 1000 or results == "each"  # what is large takes its time
+    ],
+)
+@pytest.mark.parametrize("mix", ["", "context", "retry", "duplicates", "context retry"])
+def test_exactly_the_poison_fails_and_the_rest_succeeds_once(
+    size: int,
+    culprits: int,
+    results: str,
+    mix: str,
+) -> None:
+    poison = spread(culprits, size)
+    assert len(poison) == culprits
+    succeeded: Counter[int] = Counter()
+
+    def own_of(item: int) -> str | None:
+        """What the function says through the context about an item, if anything."""
+        if "context" not in mix or item in poison:
+            return None
+        return {3: "value", 5: "error"}.get(item % 7)
+
+    async def act(context: BatchContext, items: list[int]) -> Any:
+        for index, item in enumerate(items):
+            if own_of(item) == "value":
+                context.set_result(index, "own")
+            elif own_of(item) == "error":
+                context.fail(index, KeyError(item))
+        if not poison.isdisjoint(items):
+            raise PoisonError(items)
+        succeeded.update(items)
+        return list(items) if results == "each" else "shared"
+
+    retry = SimpleRetryMiddleware(default_retry_count=2, default_retry_label=True)
+    worker = ContextWorker(
+        act,
+        *([retry] if "retry" in mix else []),
+        batch_size=2 * size,
+        batch_results=results,
+        batch_isolate_errors=True,
+        batch_coalesce=str if "duplicates" in mix else None,
+    )
+    copies = 2 if "duplicates" in mix else 1
+    sent = [*range(size)] * copies
+    run(worker, *sent)
+
+    extra_calls = len(worker.calls) - 1
+    assert extra_calls <= (most_extra_calls(size) if size > 1 else 0)
+    assert worker.ends.infos[0].isolation_calls == extra_calls
+    decided = {item for item in range(size) if own_of(item)} if poison else set()
+    assert succeeded == Counter(set(range(size)) - poison - decided)
+
+    failed = {i for i, item in enumerate(sent) if item in poison}
+    failed |= {i for i, item in enumerate(sent) if own_of(item) == "error"}
+    if "retry" in mix:
+        again = [worker.broker.queue.get_nowait() for _ in failed]
+        assert worker.broker.queue.empty()
+        assert sorted(int(m.task_id) for m in again if m) == sorted(failed)
+        assert worker.errors == {}
+    else:
+        assert worker.errors.keys() == {str(number) for number in failed}
+    for number, item in enumerate(sent):
+        if number not in failed:
+            value = item if results == "each" else "shared"
+            expected = "own" if own_of(item) else value
+            assert worker.values[str(number)] == expected
+    assert sorted(worker.broker.acked, key=int) == [str(i) for i in range(len(sent))]
+    assert len(worker.backend.saved) == len(set(worker.backend.saved))
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("ack_type", list(AcknowledgeType))
+@pytest.mark.parametrize("size", [64, 1000])
+def test_messages_are_acknowledged_at_their_moment_around_all_calls_of_an_isolation(
+    ack_type: AcknowledgeType,
+    size: int,
+) -> None:
+    acked_in_calls: set[int] = set()
+
+    async def act(context: BatchContext, items: list[int]) -> list[int]:
+        acked_in_calls.add(len(worker.broker.acked))
+        if size // 3 in items:
+            raise PoisonError
+        if ack_type is AcknowledgeType.MANUAL:
+            await context.ack()
+        return items
+
+    worker = ContextWorker(
+        act,
+        batch_size=size,
+        batch_results="each",
+        batch_isolate_errors=True,
+        receiver={"ack_type": ack_type},
+    )
+    run(worker, *range(size))
+    acked = {str(number) for number in range(size)}
+    if ack_type is AcknowledgeType.MANUAL:
+        # By the call each of them succeeded in.
+        acked.remove(str(size // 3))
+        assert len(acked_in_calls) > 2
+    else:
+        is_early = ack_type is AcknowledgeType.WHEN_RECEIVED
+        assert acked_in_calls == {size if is_early else 0}
+    assert sorted(worker.broker.acked) == sorted(acked)
+    assert list(worker.errors) == [str(size // 3)]
+
+
+class Blocking:
+    """A function that fails for item 0, and waits in one call to be told to go on.
+
+    :param blocks_at: the call that waits, of those after the first.
+    """
+
+    def __init__(self, blocks_at: int = 1) -> None:
         self.reached = asyncio.Event()
         self.go_on = asyncio.Event()
+        self.blocks_at = blocks_at
         self.calls = 0
 
     async def __call__(self, items: list[int]) -> list[int]:
         self.calls += 1
-        if self.calls == 1:
+        if self.calls == 1 + self.blocks_at:
+            self.reached.set()
+            await self.go_on.wait()
+        elif 0 in items:
             raise PoisonError
-        self.reached.set()
-        await self.go_on.wait()
         return items
 
 
-def test_a_stop_in_the_middle_of_isolation_leaves_all_unacked_and_nothing_behind() -> (
-    None
-):
+@pytest.mark.parametrize(
+    ("size", "blocks_at"),
+    [(2, 1), (4, 1), (64, 1), (64, 4), (64, 7), (1000, 1), (1000, 10)],
+)
+def test_a_stop_in_the_middle_of_isolation_leaves_all_unacked_and_nothing_behind(
+    size: int,
+    blocks_at: int,
+) -> None:
     async def main() -> None:
-        body = Blocking()
+        body = Blocking(blocks_at)
         worker = Worker(
             body,
+            batch_size=size,
             batch_isolate_errors=True,
             batch_results="each",
             receiver={"wait_tasks_timeout": 1, "max_async_tasks": 2},
         )
-        await worker.send(0, 1, 2, 3)
+        await worker.send(*range(size))
         await worker.run()
-        assert worker.calls == [[0, 1, 2, 3], [0, 1]]
+        assert body.reached.is_set()
+        assert len(worker.calls) == 1 + blocks_at
         assert worker.broker.acked == []
         assert worker.backend.results == {}
         assert worker.receiver.sem is not None
@@ -1042,8 +1192,16 @@ def test_ten_thousand_keys_seen_once_leave_nothing_behind() -> None:
     assert len(set(worker.broker.acked)) == 10_000
 
 
-def test_a_key_with_nearly_all_the_traffic_does_not_delay_the_others() -> None:
-    timeout, seconds = 1.0, 0.5
+@pytest.mark.parametrize("is_bounded_by", ["batch_concurrency", "max_async_tasks"])
+@pytest.mark.parametrize(
+    ("timeout", "seconds"),
+    [(1.0, 0.5), (0.5, 0.5), (0.1, 0.5), (0.0, 2.0)],
+)
+def test_a_key_with_99_percent_of_the_traffic_delays_the_others_by_one_running_batch(
+    timeout: float,
+    seconds: float,
+    is_bounded_by: str,
+) -> None:
     sent_at: dict[str, float] = {}
     called_at: dict[str, float] = {}
 
@@ -1055,24 +1213,26 @@ def test_a_key_with_nearly_all_the_traffic_does_not_delay_the_others() -> None:
                 called_at[item] = loop.time()
             await asyncio.sleep(seconds)
 
+        is_by_task = is_bounded_by == "batch_concurrency"
         worker = Worker(
             body,
             batch_key=lambda item, _: item.split()[0],
             batch_size=10,
             batch_timeout=timeout,
-            batch_concurrency=1,
-            batch_max_buffered=2000,
+            batch_concurrency=1 if is_by_task else None,
+            batch_max_buffered=5000,
+            receiver={"max_async_tasks": 4 if is_by_task else 1},
         )
         finish = asyncio.Event()
         listening = asyncio.ensure_future(worker.receiver.listen(finish))
         for tick in range(20):
-            # Fifty busy messages a tick are more than the one call at a time can do.
-            busy = [f"busy {tick} {n}" for n in range(50)]
-            quiet = [f"quiet{tick} {tick}"] if tick % 2 else []
-            for item in [*busy, *quiet]:
+            # 99 busy messages a tick are more than one call at a time can do; and each
+            # tick comes at another moment of a call than the one before.
+            sent = [f"busy {tick} {n}" for n in range(99)] + [f"quiet{tick} {tick}"]
+            for item in sent:
                 sent_at[item] = loop.time()
-            await worker.send(*busy, *quiet)
-            await asyncio.sleep(0.5)
+            await worker.send(*sent)
+            await asyncio.sleep(2.6 * seconds)
         finish.set()
         await listening
         assert set(called_at) == set(sent_at)
@@ -1083,5 +1243,5 @@ def test_a_key_with_nearly_all_the_traffic_does_not_delay_the_others() -> None:
         for item, sent in sent_at.items()
         if item.startswith("quiet")
     ]
-    assert len(waits) == 10
-    assert max(waits) <= timeout + seconds
+    assert len(waits) == 20
+    assert max(waits) <= timeout + seconds + 1e-6

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from hypothesis import settings
+from hypothesis import find, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -18,13 +18,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from taskiq import TaskiqMiddleware, TaskiqResult
+from taskiq.acks import AcknowledgeType
+from taskiq.batch import BatchConfig, BatchInfo
 from taskiq.receiver import Receiver
 from tests.support.brokers import QueueBroker
 from tests.support.recorders import RecordingBackend
 from tests.support.virtual_time import VirtualTimeLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Sequence
 
 
 class PoisonError(Exception):
@@ -43,10 +46,12 @@ class Options:
     coalesces: bool
     concurrency: int | None
     results: str
-    isolates: bool
+    isolates: bool | tuple[type[Exception], ...]
     spare: int | None
     max_async_tasks: int
     seconds: float
+    ack_type: AcknowledgeType
+    raising_hooks: frozenset[str]
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of the decorator; those that are off are `None`."""
@@ -62,14 +67,14 @@ class Options:
             "batch_coalesce": same_of if self.coalesces and not is_single else None,
             "batch_concurrency": self.concurrency,
             "batch_results": self.results,
-            "batch_isolate_errors": (self.isolates and not is_single) or None,
+            "batch_isolate_errors": None if is_single else self.isolates,
             "batch_max_buffered": most,
         }
 
 
 _OPTIONS = st.builds(
     Options,
-    size=st.integers(1, 6),
+    size=st.sampled_from([4, 6, 3, 2, 5, 1]),
     timeout=st.sampled_from([0.0, 0.5, 3.0]),
     idle=st.sampled_from([None, 0.2]),
     has_key=st.booleans(),
@@ -77,15 +82,17 @@ _OPTIONS = st.builds(
     coalesces=st.booleans(),
     concurrency=st.sampled_from([None, 1, 2]),
     results=st.sampled_from(["shared", "each"]),
-    isolates=st.booleans(),
+    isolates=st.sampled_from([False, True, (PoisonError, OSError), (OSError,)]),
     spare=st.sampled_from([None, 0, 3]),
     max_async_tasks=st.integers(1, 3),
     seconds=st.sampled_from([0.0, 1.0]),
+    ack_type=st.sampled_from([each for each in AcknowledgeType if each != "manual"]),
+    raising_hooks=st.frozensets(st.sampled_from(["on_batch_start", "on_batch_end"])),
 )
 
 #: Items are numbers: their last digit says what is the matter with them.
 _POISON, _UNKEYED, _UNWEIGHED, _ENTRY_ERROR = 9, 8, 7, 6
-_ITEMS = st.integers(0, 29)
+_ITEMS = st.sampled_from([*range(30), *[_POISON] * 3, *[10 + _POISON] * 3])
 
 
 def key_of(item: int, rest: str) -> int:
@@ -114,6 +121,31 @@ class Call:
         return any(item % 10 == _POISON for item in self.items)
 
 
+class Batches(TaskiqMiddleware):
+    """Keeps what the hooks are told of batches, and raises in those it is told to."""
+
+    def __init__(self, raising: frozenset[str]) -> None:
+        super().__init__()
+        self.raising = raising
+        # What a hook raises is only logged: what it is told is checked in the end.
+        self.started: list[BatchInfo] = []
+        self.ended: list[tuple[BatchInfo, Sequence[TaskiqResult[Any]]]] = []
+
+    def on_batch_start(self, batch: BatchInfo) -> None:
+        self.started.append(batch)
+        if "on_batch_start" in self.raising:
+            raise RuntimeError("hook of the start")
+
+    def on_batch_end(
+        self,
+        batch: BatchInfo,
+        results: Sequence[TaskiqResult[Any]],
+    ) -> None:
+        self.ended.append((batch, results))
+        if "on_batch_end" in self.raising:
+            raise RuntimeError("hook of the end")
+
+
 class Worker(RuleBasedStateMachine):
     """A worker that listens while messages are sent and time passes."""
 
@@ -134,6 +166,8 @@ class Worker(RuleBasedStateMachine):
         self.options = options
         self.broker = QueueBroker()
         self.broker.with_result_backend(self.backend)
+        self.batches = Batches(options.raising_hooks)
+        self.broker.add_middlewares(self.batches)
 
         async def work(items: list[int], rest: str) -> Any:
             call = Call(tuple(items), rest)
@@ -163,6 +197,7 @@ class Worker(RuleBasedStateMachine):
                 self.broker,
                 run_startup=False,
                 max_async_tasks=options.max_async_tasks,
+                ack_type=options.ack_type,
             )
             self.finish = asyncio.Event()
             self.listening = asyncio.ensure_future(self.receiver.listen(self.finish))
@@ -204,15 +239,17 @@ class Worker(RuleBasedStateMachine):
         assert all(count == 1 for count in Counter(self.backend.saved).values())
         if self.listening is not None:
             assert all(count == 1 for count in Counter(self.broker.acked).values())
-            assert self.broker.acked == [
-                i for i in self.backend.saved if i in set(self.broker.acked)
-            ]
+            if self.options.ack_type is AcknowledgeType.WHEN_SAVED:
+                assert self.broker.acked == [
+                    i for i in self.backend.saved if i in set(self.broker.acked)
+                ]
 
     def _check_outcome(self, task_id: str) -> None:
         item, rest = self.sent[task_id]
         result = self.backend.results[task_id]
         error = result.error
         config = self.config
+        isolates = self._isolates
         if config.key is not None and item % 10 == _UNKEYED:
             assert isinstance(error, LookupError)
         elif config.weight is not None and item % 10 == _UNWEIGHED:
@@ -220,9 +257,9 @@ class Worker(RuleBasedStateMachine):
         elif item % 10 == _POISON:
             assert isinstance(error, PoisonError)
             # Of so few items all culprits are found within the bound.
-            assert not config.isolate_errors or error.args[0].items == (item,)
+            assert not isolates or error.args[0].items == (item,)
         elif isinstance(error, PoisonError):
-            assert not config.isolate_errors
+            assert not isolates
             assert item in error.args[0].items
             assert error.args[0].rest == rest
         elif config.results == "each" and item % 10 == _ENTRY_ERROR:
@@ -232,6 +269,31 @@ class Worker(RuleBasedStateMachine):
             assert error is None
             value = result.return_value
             assert value == item if config.results == "each" else item in value
+
+    @property
+    def _isolates(self) -> bool:
+        return self.config.isolate_errors in (True, (PoisonError, OSError))
+
+    def _check_hooks(self) -> None:
+        """Every message that could be placed was told of in one batch, to its end."""
+        batches = self.batches
+        started = Counter(batch.batch_id for batch in batches.started)
+        assert set(started.values()) <= {1}
+        assert started == Counter(batch.batch_id for batch, _ in batches.ended)
+        extra_calls = sum(batch.isolation_calls for batch, _ in batches.ended)
+        assert len(self.calls) == len(batches.started) + extra_calls
+        assert self._isolates or extra_calls == 0
+        told: Counter[str] = Counter()
+        for batch, results in batches.ended:
+            for message, result in zip(batch.messages, results, strict=True):
+                assert result is self.backend.results[message.task_id], "not aligned"
+                told[message.task_id] += 1
+        assert told == Counter(
+            task_id
+            for task_id, (item, _) in self.sent.items()
+            if (self.config.key is None or item % 10 != _UNKEYED)
+            and (self.config.weight is None or item % 10 != _UNWEIGHED)
+        )
 
     def teardown(self) -> None:
         try:
@@ -243,6 +305,7 @@ class Worker(RuleBasedStateMachine):
                 assert set(self.backend.results) == set(self.sent)
                 for task_id in self.sent:
                     self._check_outcome(task_id)
+                self._check_hooks()
                 assert self.receiver.batch_statistics().is_idle
                 assert asyncio.all_tasks(self.loop) == set()
         finally:
@@ -255,13 +318,21 @@ class Worker(RuleBasedStateMachine):
         await listening
 
 
+def test_the_machine_mixes_every_argument_there_is() -> None:
+    options = find(_OPTIONS, lambda _: True)
+    assert options.arguments().keys() == {
+        f"batch_{field.name}" for field in fields(BatchConfig)
+    }
+
+
 def test_any_mix_of_options_gives_each_message_its_one_outcome() -> None:
+    examples = settings().max_examples * 3 // 2
     logging.disable(logging.CRITICAL)
     try:
         run_state_machine_as_test(
             Worker,
             settings=settings(
-                max_examples=80,
+                max_examples=examples,
                 stateful_step_count=12,
                 deadline=None,
             ),

@@ -876,3 +876,57 @@ async def test_one_message_of_a_batch_can_be_requeued(broker: InMemoryBroker) ->
     await broker.wait_all()
     assert calls == [[0, 1, 2, 3], [1, 3]]
     assert await values([*handles]) == [0, 2, 4, 6]
+
+
+# -- Receivers and formatters of an application ------------------------------------
+
+
+@pytest.mark.parametrize("await_inplace", [False, True])
+async def test_a_receiver_with_a_callback_of_its_own_gets_every_message(
+    await_inplace: bool,
+) -> None:
+    broker = InMemoryBroker(await_inplace=await_inplace)
+    double = doubling(broker, [], batch_size=2)
+    seen: list[bytes] = []
+    original = broker.receiver.callback
+
+    async def callback(message: bytes, raise_err: bool = False) -> None:
+        seen.append(message)
+        await original(message, raise_err=raise_err)
+
+    broker.receiver.callback = callback  # type: ignore[method-assign, assignment]
+    handles = [await double.kiq(number) for number in (1, 2)]
+    await broker.wait_all()
+
+    assert await values(handles) == [2, 4]
+    assert len(seen) == 2
+    await broker.shutdown()
+
+
+async def test_a_message_that_cannot_be_read_is_said_and_holds_up_nobody(
+    broker: InMemoryBroker,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    double = doubling(broker, [])
+    dumps = broker.serializer.dumpb
+    broker.serializer.dumpb = lambda _: b"garbage"  # type: ignore[method-assign, assignment]
+    await double.kiq(1)
+    broker.serializer.dumpb = dumps  # type: ignore[method-assign]
+    readable = await double.kiq(2)
+    await broker.wait_all()
+
+    assert "Cannot parse message: b'garbage'" in caplog.text
+    assert await values([readable]) == [4]
+
+
+async def test_each_message_and_batch_is_named_at_debug_level(
+    broker: InMemoryBroker,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG")
+    double = doubling(broker, [])
+    handle = await double.kiq(1)
+    await broker.wait_all()
+
+    assert f"Received message: task_id='{handle.task_id}'" in caplog.text
+    assert f"of task {double.task_name} ({handle.task_id})." in caplog.text

@@ -227,9 +227,29 @@ def test_labels_of_every_type_survive_being_requeued(
     asyncio.run(send_and_requeue())
 
 
-@pytest.mark.parametrize("value", [b"\x00\xff", float("inf")])
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), label_values))
+def test_a_requeued_message_is_sent_with_text_for_labels(
+    labels: dict[str, Any],
+) -> None:
+    """Brokers that pass labels on as headers take nothing else."""
+
+    async def sent_twice() -> None:
+        broker = QueueBroker()
+        await AsyncKicker("name", broker, dict(labels)).kiq()
+        [first] = broker.take_all()
+        current = broker.formatter.loads(first.message)
+        current.parse_labels()
+        with pytest.raises(NoResultError):
+            await Context(current, broker).requeue()
+        [again] = broker.take_all()
+        assert again.labels == {**first.labels, REQUEUE_LABEL: "1"}
+
+    asyncio.run(sent_twice())
+
+
+@pytest.mark.parametrize("value", [b"\x00\xff", float("inf"), 3, True, ["a", None]])
 async def test_what_a_middleware_put_into_the_labels_survives_being_requeued(
-    value: bytes | float,
+    value: object,
     broker: QueueBroker,
 ) -> None:
     again = await requeue(broker, message(added=value))

@@ -17,12 +17,20 @@ from taskiq.depends.progress_tracker import TaskProgress  # noqa: TC001
 from taskiq.events import TaskiqEvents
 from taskiq.exceptions import UnknownTaskError
 from taskiq.receiver import Receiver
-from taskiq.receiver.running import is_working_for, start_for, wait_for_all
+from taskiq.receiver.running import (
+    is_working_for,
+    mark_as_working_for,
+    start_for,
+    wait_for_all,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine
+    from collections.abc import AsyncGenerator
+
+    from typing_extensions import Self
 
     from taskiq.message import BrokerMessage
+    from taskiq.receiver.batcher import Clock
     from taskiq.result import TaskiqResult
     from taskiq.task import AsyncTaskiqTask
 
@@ -42,18 +50,22 @@ class InmemoryResultBackend(AsyncResultBackend[_ReturnType]):
         self.max_stored_results = max_stored_results
         self.results: OrderedDict[str, TaskiqResult[_ReturnType]] = OrderedDict()
         self.progress: OrderedDict[str, TaskProgress[Any]] = OrderedDict()
-        # Living handles by id: several when a message is sent again under its id. Then
-        # what is stored without one, the oldest first.
-        self._handles: dict[str, list[_HandleRef]] = {}
+        # How many handles of an id live: several when a message is sent again under its
+        # id. Then what is stored without one, the oldest first.
+        self._handles: dict[str, int] = {}
+        self._refs: set[_HandleRef] = set()
+        # Bound once: one more object for each handle is work for the garbage collector.
+        self._on_death = self._handle_died
         self._droppable_results: OrderedDict[str, None] = OrderedDict()
         self._droppable_progress: OrderedDict[str, None] = OrderedDict()
 
     def watch_handle(self, handle: AsyncTaskiqTask[Any]) -> None:
         """Keep what is stored for this handle while it lives."""
         task_id = handle.task_id
-        ref = _HandleRef(handle, self._handle_died)
+        ref = _HandleRef(handle, self._on_death)
         ref.task_id = task_id
-        self._handles.setdefault(task_id, []).append(ref)
+        self._refs.add(ref)
+        self._handles[task_id] = self._handles.get(task_id, 0) + 1
         self._droppable_results.pop(task_id, None)
         self._droppable_progress.pop(task_id, None)
 
@@ -113,9 +125,9 @@ class InmemoryResultBackend(AsyncResultBackend[_ReturnType]):
 
     def _handle_died(self, ref: _HandleRef) -> None:
         task_id = ref.task_id
-        left = self._handles[task_id]
-        left.remove(ref)
-        if left:
+        self._refs.discard(ref)
+        self._handles[task_id] -= 1
+        if self._handles[task_id]:
             return
         del self._handles[task_id]
         if task_id in self.results:
@@ -172,6 +184,7 @@ class InMemoryBroker(AsyncBroker):
         )
         self.await_inplace = await_inplace
         self._running_tasks: set[asyncio.Task[None]] = set()
+        self._on_end = self._ended  # bound once, as each task keeps it
         # Those of them that take a message of a batch task to its batch.
         self._joining_tasks: set[asyncio.Task[None]] = set()
 
@@ -184,22 +197,28 @@ class InMemoryBroker(AsyncBroker):
         if target is None:
             raise UnknownTaskError(task_name=message.task_name)
         if target.batch is None:
-            work = self.receiver.callback(message=message.message)
             if self.await_inplace:
-                await work
+                await self.receiver.callback(message=message.message)
             else:
-                self._start(work)
+                work = self._work(message.message)
+                self._keep(asyncio.get_running_loop().create_task(work))
         elif self.await_inplace:
             await self.receiver.run_in_place(message.message)
         else:
             left_to_do = self.receiver.buffer(message.message)
             if left_to_do is not None:
-                self._joining_tasks.add(self._start(left_to_do))
+                create_task = asyncio.get_running_loop().create_task
+                joining = self._keep(start_for(self, create_task, left_to_do))
+                self._joining_tasks.add(joining)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = start_for(self, asyncio.get_running_loop().create_task, work)
+    async def _work(self, message: bytes) -> None:
+        # Here and not before it starts, which would copy the context of each message.
+        mark_as_working_for(self)
+        await self.receiver.callback(message=message)
+
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         self._running_tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_end)
         return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -222,11 +241,37 @@ class InMemoryBroker(AsyncBroker):
 
         :raises RuntimeError: in a task of this broker, which would wait for itself.
         """
-        if is_working_for(self):
-            raise RuntimeError("A task cannot wait for all tasks: it is one of them.")
+        self._refuse_tasks()
         while self._running_tasks or not self.receiver.batching.is_idle:
             await self.receiver.wait_batches(FlushReason.MANUAL)
             await wait_for_all(self._running_tasks, None)
+
+    async def wait_running(self) -> None:
+        """Wait for what runs, and for batches that have a reason to leave.
+
+        Nothing is flushed: batches that wait for company stay open.
+
+        :raises RuntimeError: in a task of this broker, which would wait for itself.
+        """
+        self._refuse_tasks()
+        await self.receiver.wait_running()
+        while self._running_tasks:
+            await wait_for_all(self._running_tasks, None)
+            await self.receiver.wait_running()
+
+    def _refuse_tasks(self) -> None:
+        if is_working_for(self):
+            raise RuntimeError("A task cannot wait for all tasks: it is one of them.")
+
+    def with_clock(self, clock: Clock | None) -> Self:
+        """Let batches wait by a clock of yours, such as a `ManualClock`.
+
+        :param clock: `None` is the event loop's time, as without this.
+        :returns: the broker.
+        :raises RuntimeError: when messages are buffered already.
+        """
+        self.receiver.use_clock(clock)
+        return self
 
     async def startup(self) -> None:
         """Run client and worker startup handlers, start middlewares and results."""

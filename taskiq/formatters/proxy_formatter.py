@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.abc.formatter import TaskiqFormatter
 from taskiq.message import BrokerMessage, TaskiqMessage
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
     from taskiq.abc.broker import AsyncBroker
 
+
+#: `BrokerMessage(...)` in half the time: it goes straight to the validator.
+_broker_message_of: Final[Callable[[dict[str, Any]], BrokerMessage]] = (
+    BrokerMessage.__pydantic_validator__.validate_python
+)
 
 #: `TaskiqMessage.model_validate_json` without the options nobody passes here.
 _parse_json: Final[Callable[[bytes], TaskiqMessage]] = (
@@ -37,12 +42,14 @@ class ProxyFormatter(TaskiqFormatter):
         """
         # JSON mode for every serializer, because workers and clients of every
         # version read each other's messages: a datetime travels as text in CBOR too.
-        payload = message.model_dump(mode="json")
-        return BrokerMessage(
-            task_id=message.task_id,
-            task_name=message.task_name,
-            message=self.broker.serializer.dumpb(payload),
-            labels=message.labels,
+        payload = message.__pydantic_serializer__.to_python(message, mode="json")
+        return _broker_message_of(
+            {
+                "task_id": message.task_id,
+                "task_name": message.task_name,
+                "message": self.broker.serializer.dumpb(payload),
+                "labels": message.labels,
+            },
         )
 
     def loads(self, message: bytes) -> TaskiqMessage:

@@ -253,6 +253,19 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
             unit="1",
             description="Messages received that wait for their batch to start",
         )
+        self.batch_isolation_calls = meter.create_counter(
+            "taskiq_batch_isolation_calls",
+            unit="1",
+            description=(
+                "Calls beyond the first that it took to find what failed a batch"
+            ),
+        )
+        self.batch_open_groups = meter.create_observable_gauge(
+            "taskiq_batch_open_groups",
+            callbacks=[self._observe_open_groups],
+            unit="1",
+            description="Batches that take more messages",
+        )
 
     # -- Sending ------------------------------------------------------------------
 
@@ -489,8 +502,15 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
         opened.span.set_attribute("taskiq.batch.failed", len(errors))
         if len(errors) == len(results):
             _record_failure(opened.span, errors[0], is_retried=False)
+        attributes = {"task_name": batch.task_name}
+        if batch.isolation_calls:
+            opened.span.set_attribute(
+                "taskiq.batch.isolation_calls",
+                batch.isolation_calls,
+            )
+            self.batch_isolation_calls.add(batch.isolation_calls, attributes)
         seconds = opened.leave()
-        self.batch_run_time.record(seconds, {"task_name": batch.task_name})
+        self.batch_run_time.record(seconds, attributes)
 
     def shutdown(self) -> None:
         """End the spans of messages that were left for redelivery in a buffer."""
@@ -515,6 +535,10 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
     def _is_for_batch(self, message: TaskiqMessage) -> bool:
         broker: Any = self.broker
         task = None if broker is None else broker.find_task(message.task_name)
+        return self._has_batches(task)
+
+    @staticmethod
+    def _has_batches(task: Any) -> bool:
         return isinstance(getattr(task, "batch", None), BatchConfig)
 
     def _leave_buffer(self, member: OpenSpan) -> None:
@@ -528,7 +552,7 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
         if self._members.get(key) is execution:
             del self._members[key]
 
-    # -- The worker process -------------------------------------------------------
+    # -- What is looked at when metrics are collected -------------------------------
 
     def _observe_cpu(self, options: CallbackOptions) -> Iterator[Observation]:
         del options
@@ -539,6 +563,14 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
         del options
         if self._is_in_worker:
             yield Observation(self._own_process().memory_info().rss)
+
+    def _observe_open_groups(self, options: CallbackOptions) -> Iterator[Observation]:
+        del options
+        broker: Any = self.broker
+        if broker is None or broker.batch_statistics is None:
+            return  # nothing is received here
+        if any(self._has_batches(task) for task in broker.get_all_tasks().values()):
+            yield Observation(broker.batch_statistics().open_groups)
 
     @property
     def _is_in_worker(self) -> bool:

@@ -102,7 +102,8 @@ class SmartRetryMiddleware(RetryMiddleware):
         :param delay: seconds it has to wait.
         """
         if self.schedule_source is None:
-            await kicker.with_labels(delay=delay).kiq(*message.args, **message.kwargs)
+            kicker.with_labels(delay=_whole_if_it_is(delay))
+            await kicker.kiq(*message.args, **message.kwargs)
         else:
             await kicker.schedule_by_time(
                 self.schedule_source,
@@ -132,3 +133,9 @@ class SmartRetryMiddleware(RetryMiddleware):
             # the base each delay would be computed from the last one.
             kicker.with_labels(**{BASE_DELAY_LABEL: base})
         await self.on_send(kicker, message, delay)
+
+
+def _whole_if_it_is(seconds: float) -> float:
+    """Make an int of whole seconds: some brokers take nothing else for a delay."""
+    whole = float(seconds).is_integer()
+    return int(seconds) if whole else seconds

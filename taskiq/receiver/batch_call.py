@@ -81,6 +81,8 @@ class BatchCall:
         outcomes: Sequence[Outcome | None],
     ) -> list[Outcome]:
         """Give each member the outcome of its item."""
+        if self._config.coalesce is None:
+            return [outcome for outcome in outcomes if outcome is not None]
         by_member = {
             id(member): outcome
             for share, outcome in zip(shares, outcomes, strict=True)

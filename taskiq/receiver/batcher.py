@@ -58,6 +58,9 @@ class BatchState(enum.Enum):
     RUNNING = enum.auto()  # the task function has the items
     SETTLED = enum.auto()  # every member has its own outcome and is let go
 
+    # A member is only ever itself; an enum would hash its name, in Python, at each use.
+    __hash__ = object.__hash__
+
 
 #: Every legal move. A batch that was sealed may be settled without a call: its worker
 #: was told to stop, or a dependency failed before the function was reached.
@@ -149,7 +152,8 @@ class Lane(Generic[_Member]):
         self.open: dict[Hashable, Batch[_Member]] = {}
         # Batches with a reason to leave, in order of arrival within each group.
         self.queues: dict[Hashable, list[Batch[_Member]]] = {}
-        # The first of each queue under its turn, a heap: the lowest turn is next.
+        # The first of each queue under its turn, a heap: the lowest turn is next. An
+        # entry is out of date when its batch has been given a later turn since.
         self.due: list[tuple[int, Batch[_Member]]] = []
         # Members beyond `max_buffered`, in order of arrival, not yet admitted.
         self.waiting: deque[tuple[Hashable, _Member, float]] = deque()
@@ -258,8 +262,9 @@ class Batcher(Generic[_Member]):
         """Seal the batch that starts next, or say there is none to start.
 
         Among the groups with a due batch it is the turn of the one that has waited
-        longest since it came or since a batch of it was last taken: however much of a
-        busy group is due, another one waits for a single batch of it at most.
+        longest since it came, since a batch of it was last taken, or since a call of
+        it ended: however much of a busy group is due, another one that is due waits
+        for the calls that are running, and for no more of that group.
 
         The caller starts its call at once: a batch is sealed only when it can start.
         """
@@ -298,6 +303,8 @@ class Batcher(Generic[_Member]):
         lane = batch.lane
         lane.running -= 1
         lane.settling += batch.unsettled
+        # Whoever came while it ran goes first.
+        self._give_turn(lane, batch.group)
         if lane.due:
             self._wake()
 
@@ -371,12 +378,13 @@ class Batcher(Generic[_Member]):
         return abandoned
 
     def statistics(self) -> BatcherStatistics:
-        """Count what is held now."""
-        lanes = self._lanes.values()
+        """Count what is held now; also for who asks from another thread."""
+        # Copies: meanwhile the event loop may put something in or take it out.
+        lanes = tuple(self._lanes.values())
         return BatcherStatistics(
             open_groups=sum(len(lane.open) for lane in lanes),
             due_batches=sum(
-                len(queue) for lane in lanes for queue in lane.queues.values()
+                len(queue) for lane in lanes for queue in tuple(lane.queues.values())
             ),
             running_calls=sum(lane.running for lane in lanes),
             buffered=sum(lane.buffered for lane in lanes),
@@ -384,7 +392,7 @@ class Batcher(Generic[_Member]):
             armed_alarms=sum(
                 batch.alarm is not None
                 for lane in lanes
-                for batch in lane.open.values()
+                for batch in tuple(lane.open.values())
             ),
         )
 
@@ -416,12 +424,10 @@ class Batcher(Generic[_Member]):
         """Find the lane of the batch whose turn it is, of those that may start."""
         first: Lane[_Member] | None = None
         for lane in self._lanes.values():
-            if (
-                lane.due
-                and lane.may_start
-                and (first is None or lane.due[0][0] < first.due[0][0])
-            ):
-                first = lane
+            if lane.due and lane.may_start:
+                _bring_first_turn_up(lane)
+                if first is None or lane.due[0][0] < first.due[0][0]:
+                    first = lane
         return first
 
     def _admit(
@@ -516,14 +522,19 @@ class Batcher(Generic[_Member]):
         lane, group = taken.lane, taken.group
         queue = lane.queues[group]
         del queue[0]
+        if not queue:
+            del lane.queues[group]
+        self._give_turn(lane, group)
+        if queue:
+            heapq.heappush(lane.due, (queue[0].turn, queue[0]))
+
+    def _give_turn(self, lane: Lane[_Member], group: Hashable) -> None:
+        """Put the next batch of a group behind all groups that wait now."""
+        queue = lane.queues.get(group)
         following = queue[0] if queue else lane.open.get(group)
         if following is not None:
             self._sequence += 1
             following.turn = self._sequence
-        if queue:
-            heapq.heappush(lane.due, (queue[0].turn, queue[0]))
-        else:
-            del lane.queues[group]
 
     def _relieve(self, lane: Lane[_Member]) -> None:
         """Flush the oldest group of a full lane, unless something leaves anyway.
@@ -563,13 +574,21 @@ def _take_out_of_line(batch: Batch[_Member]) -> None:
     del queue[position]
     if position > 0:
         return
-    lane.due.remove((batch.turn, batch))
+    lane.due[:] = [entry for entry in lane.due if entry[1] is not batch]
     if queue:
         queue[0].turn = batch.turn
         lane.due.append((batch.turn, queue[0]))
     else:
         del lane.queues[batch.group]
     heapq.heapify(lane.due)
+
+
+def _bring_first_turn_up(lane: Lane[_Member]) -> None:
+    """See to it that the first entry of a lane with due batches is up to date."""
+    turn, batch = lane.due[0]
+    while turn != batch.turn:
+        heapq.heapreplace(lane.due, (batch.turn, batch))
+        turn, batch = lane.due[0]
 
 
 def _open_batches(lane: Lane[_Member]) -> list[Batch[_Member]]:

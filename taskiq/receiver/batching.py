@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from taskiq.batch import BatchInfo, FlushReason
-from taskiq.hooks import run_hooks
+from taskiq.hooks import hooks_of, run_hooks
 from taskiq.receiver.batch_call import BatchCall
 from taskiq.receiver.batcher import Batch, Batcher, BatcherStatistics, BatchState
-from taskiq.receiver.capacity import ShortBatchWatch
+from taskiq.receiver.capacity import RedeliveryWatch, ShortBatchWatch
 from taskiq.receiver.delivery import Member
 from taskiq.receiver.running import RunningTasks, Slots, start_for, wait_for_all
 from taskiq.receiver.settlement import result_of
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from taskiq.abc.broker import AsyncBroker
+    from taskiq.receiver.batcher import Clock
     from taskiq.receiver.execution import Execution
     from taskiq.receiver.settlement import Settlement
     from taskiq.result import TaskiqResult
@@ -42,6 +43,7 @@ class Batching:
     :param executions: the semaphore a call takes one unit of; `None` for no limit.
     :param is_starved: whether the broker was asked for more and gives nothing now;
         `None` where no broker is listened to.
+    :param clock: the time that batches wait by; `None` is the event loop's.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Batching:
         running: RunningTasks,
         executions: asyncio.Semaphore | None = None,
         is_starved: Callable[[], bool] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
+        self._clock = self.loop if clock is None else clock
         self._broker = broker
         self._execution = execution
         self._settlement = settlement
@@ -61,8 +65,9 @@ class Batching:
         self._executions = executions
         self._is_starved = is_starved
         self._watches: dict[str, ShortBatchWatch] = {}
+        self._redeliveries = RedeliveryWatch()
         self._batcher: Batcher[Member] = Batcher(
-            self.loop,
+            self._clock,
             wake=self._wake,
             admitted=Member.admitted,
         )
@@ -77,6 +82,7 @@ class Batching:
         if self._is_abandoned:
             self._give_up([member])
             return
+        self._redeliveries.took(member)
         self._batcher.offer(
             member.task,
             member.plan.config,
@@ -108,18 +114,26 @@ class Batching:
                 member,
                 member.weight,
             )
+            self._redeliveries.let_go(member)
             raise
 
     async def run_alone(self, member: Member) -> None:
         """Run a message here and now, as a batch of its own, whatever the limits."""
         config = member.plan.config
         batch = self._batcher.take_alone(member.task, config, member.group, member)
-        await self._start(batch, Slots())
+        await start_for(self._broker, self._start, batch, Slots())
 
     @property
     def is_idle(self) -> bool:
         """Whether no message is waiting, running or being settled."""
         return self._batcher.is_empty
+
+    @property
+    def is_replaceable(self) -> bool:
+        """Whether nothing is lost with it: it holds nothing, and nobody listens."""
+        if self.loop.is_closed():
+            return True
+        return self.is_idle and self._is_starved is None
 
     def statistics(self) -> BatcherStatistics:
         """Count what is held now."""
@@ -151,13 +165,12 @@ class Batching:
             self._starter.cancel()
         self._give_up(self._batcher.abandon())
 
-    @staticmethod
-    def _give_up(members: list[Member]) -> None:
+    def _give_up(self, members: list[Member]) -> None:
         if not members:
             return
         for member in members:
             member.release()
-            member.tell_settled()
+            self._done_with(member)
         logger.warning(
             "Discarding %d buffered messages during Receiver cleanup, "
             "not acknowledged: %s.",
@@ -165,10 +178,18 @@ class Batching:
             ", ".join(str(member) for member in members),
         )
 
+    def _done_with(self, member: Member) -> None:
+        """Let go of a message, and wake whoever waits for that."""
+        self._redeliveries.let_go(member)
+        member.tell_settled()
+
     def _wake(self) -> None:
         if self._starter is None and self._batcher.is_ready:
-            work = self._start_due()
-            self._starter = self._running.start(self.loop, work, Slots(), None)
+            work, start = self._start_due(), self._running.start
+            # What it starts works for this broker, too: contexts are inherited.
+            self._starter = start_for(
+                self._broker, start, self.loop, work, Slots(), None
+            )
 
     async def _start_due(self) -> None:
         """Start batches while one is due, each with an execution slot of its own."""
@@ -192,6 +213,7 @@ class Batching:
 
     def _start(self, batch: Batch[Member], slots: Slots) -> asyncio.Task[None]:
         info = self._info(batch)
+        self._redeliveries.report(batch.members)
         if self._is_starved is not None:
             self._watch(info.task_name).started(
                 info,
@@ -200,27 +222,32 @@ class Batching:
                 was_starved=self._is_starved(),
             )
         work = self._run(batch, info, slots)
-        start, subject = self._running.start, _Subject(info)
-        return start_for(self._broker, start, self.loop, work, slots, subject)
+        return self._running.start(self.loop, work, slots, _Subject(info))
 
     def _watch(self, task_name: str) -> ShortBatchWatch:
-        return self._watches.setdefault(task_name, ShortBatchWatch())
+        watch = self._watches.get(task_name)
+        if watch is None:
+            watch = self._watches[task_name] = ShortBatchWatch()
+        return watch
 
     def _info(self, batch: Batch[Member]) -> BatchInfo:
         return BatchInfo(
-            batch_id=uuid4().hex,
+            # As random as a UUID, for half of its cost.
+            batch_id=os.urandom(16).hex(),
             task_name=batch.members[0].task.name,
             messages=tuple(member.message for member in batch.members),
             flush_reason=batch.reason or FlushReason.MANUAL,
-            waited=self.loop.time() - batch.opened_at,
+            waited=self._clock.time() - batch.opened_at,
         )
 
     async def _run(self, batch: Batch[Member], info: BatchInfo, slots: Slots) -> None:
         """Call the function, give its slot back, settle each message."""
         call = BatchCall(self._broker, self._execution, info, batch.members)
+        subject = _Subject(info)
         try:
             try:
-                await run_hooks(self._broker, "on_batch_start", _Subject(info), info)
+                if hooks_of(self._broker).on_batch_start:
+                    await run_hooks(self._broker, "on_batch_start", subject, info)
                 batch.move(BatchState.RUNNING)
                 outcomes = await call.run()
             finally:
@@ -233,15 +260,16 @@ class Batching:
                 for outcome, message in zip(outcomes, info.messages, strict=True)
             ]
             _log_batch(info, results, call.seconds)
-            await run_hooks(self._broker, "on_batch_end", _Subject(info), info, results)
+            if hooks_of(self._broker).on_batch_end:
+                await run_hooks(self._broker, "on_batch_end", subject, info, results)
             await self._settle(batch, results)
         finally:
             # Whatever ended this early: nobody waits for these, nothing counts them.
             for member in batch.members:
-                member.tell_settled()
+                self._done_with(member)
             for _ in range(batch.unsettled):
                 self._batcher.member_settled(batch)
-            self._watch(info.task_name).settled(self.loop.time())
+            self._watch(info.task_name).settled(self._clock.time())
 
     async def _settle(
         self,
@@ -285,7 +313,7 @@ class Batching:
         for member, result in pairs:
             if not member.is_given_up:
                 await self._settlement.settle(member, result)
-            member.tell_settled()
+            self._done_with(member)
             self._batcher.member_settled(batch)
 
 

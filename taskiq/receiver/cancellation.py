@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Generator
 
 _T = TypeVar("_T")
 
@@ -33,7 +33,11 @@ if sys.version_info >= (3, 11):
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
 
-else:
+    def _forget_cancellation(task: asyncio.Task[Any]) -> bool:
+        """Count one cancellation less; say whether there is another."""
+        return task.uncancel() > 0
+
+else:  # pragma: no cover - Python 3.10
 
     class _CountingTask(asyncio.Task[Any]):
         """Counts its cancellations, as every task does from Python 3.11 on."""
@@ -92,6 +96,77 @@ else:
         if isinstance(task, _CountingTask):
             return task.cancels > 0
         return isinstance(error, _CancelledFromOutside)
+
+    def _forget_cancellation(task: asyncio.Task[Any]) -> bool:
+        """Count one cancellation less; say whether there is another."""
+        if not isinstance(task, _CountingTask):
+            return False
+        task.cancels -= 1
+        return task.cancels > 0
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, _T]) -> _T:
+    """Await `work`, but not for longer than this.
+
+    What ends without waiting for anything costs no timer, and what waits half of
+    `asyncio.timeout`: every acknowledged message comes by here.
+
+    :raises TimeoutError: it took longer, and was cancelled.
+    """
+    steps = work.__await__()
+    try:
+        first = next(steps)
+    except StopIteration as done:
+        return cast("_T", done.value)
+    task = asyncio.current_task()
+    if task is None:  # nothing to cancel
+        return await _Begun(first, steps)
+    is_overdue = False
+
+    def interrupt() -> None:
+        nonlocal is_overdue
+        is_overdue = True
+        task.cancel()
+
+    alarm = task.get_loop().call_later(seconds, interrupt)
+    try:
+        return await _Begun(first, steps)
+    except asyncio.CancelledError as exc:
+        if not is_overdue:
+            raise
+        is_overdue = False
+        if _forget_cancellation(task):
+            raise
+        raise TimeoutError(f"no end within {seconds:g} s") from exc
+    finally:
+        alarm.cancel()
+        if is_overdue:  # it ended in spite of its cancellation
+            _forget_cancellation(task)
+
+
+class _Begun(Generic[_T]):
+    """What is left of a coroutine whose first step was taken by hand.
+
+    :param first: what that step gave: what the asyncio task is to wait for.
+    :param steps: the others.
+    """
+
+    __slots__ = ("_first", "_steps")
+
+    def __init__(self, first: Any, steps: Generator[Any, Any, _T]) -> None:
+        self._first = first
+        self._steps = steps
+
+    def __await__(self) -> Generator[Any, Any, _T]:
+        try:
+            yield self._first
+        except BaseException as exc:  # noqa: BLE001 - it is for the coroutine
+            try:
+                self._first = self._steps.throw(exc)
+            except StopIteration as done:
+                return cast("_T", done.value)
+            return (yield from self.__await__())
+        return (yield from self._steps)
 
 
 async def uninterrupted(work: Coroutine[Any, Any, _T]) -> _T:

@@ -9,8 +9,10 @@ from taskiq.batch import BatchConfig, BatchInfo, FlushReason
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
 
     from taskiq.abc.broker import AsyncBroker
+    from taskiq.receiver.delivery import Member
 
 logger = logging.getLogger("taskiq.receiver.receiver")
 
@@ -113,3 +115,49 @@ class ShortBatchWatch:
             config.size,
             count,
         )
+
+
+class RedeliveryWatch:
+    """Notices messages that the broker delivers again while they are still held.
+
+    It does so when one is held for longer than it waits for the acknowledgement, or
+    when the connection was lost. Another delivery of the same bytes is the same
+    message: requeues and retries change a label. It is run all the same, as it may be
+    one that somebody sent twice.
+    """
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        # By the hash of what was delivered, of which nothing else is kept.
+        self._held: dict[int, Member] = {}
+
+    def took(self, member: Member) -> None:
+        """Note that a message is held from now on."""
+        fingerprint = member.fingerprint
+        if fingerprint is not None and member.controller.is_ackable:
+            first = self._held.setdefault(fingerprint, member)
+            member.is_held_twice = first is not member
+
+    def let_go(self, member: Member) -> None:
+        """Note that a message is not held any more; more than once is no harm."""
+        fingerprint = member.fingerprint
+        if fingerprint is not None and self._held.get(fingerprint) is member:
+            del self._held[fingerprint]
+
+    @staticmethod
+    def report(members: Iterable[Member]) -> None:
+        """Warn of those among the messages of one batch that are held twice."""
+        twice = [member.message for member in members if member.is_held_twice]
+        if twice:
+            logger.warning(
+                "%d messages of task %s were delivered again while this process still "
+                "holds them, and run more than once: %s. They are held for longer than "
+                "the broker waits for an acknowledgement, or the connection was lost. "
+                "Raise the broker's redelivery time (Redis streams: idle_timeout, "
+                "JetStream: ack_wait), or hold them for less time: lower "
+                "batch_timeout, batch_max_buffered or the time of a call.",
+                len(twice),
+                twice[0].task_name,
+                ", ".join(message.task_id for message in twice),
+            )

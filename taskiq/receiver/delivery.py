@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from taskiq.receiver.cancellation import within
 
 if TYPE_CHECKING:
     import asyncio
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from taskiq.receiver.running import Slots
 
 logger = logging.getLogger("taskiq.receiver.receiver")
+
+#: Seconds that an acknowledgement may take. A client may wait for ever on a connection
+#: that is gone; nobody would get the capacity back that its message holds.
+ACK_PATIENCE: Final = 30.0
 
 
 def describe(message: TaskiqMessage) -> str:
@@ -69,11 +75,15 @@ class Member(Delivery):
     :ivar key: what else it is grouped by.
     :ivar weight: what it adds to its batch.
     :ivar same: equal for items that are passed to the function once.
+    :ivar fingerprint: equal for deliveries of the same bytes; `None` if unknown.
+    :ivar is_held_twice: whether it came while an equal one was held.
     :ivar slots: the capacity it holds until it is admitted, `None` for none.
     :ivar settled: resolved when it is settled, where somebody waits for that.
     """
 
     __slots__ = (
+        "fingerprint",
+        "is_held_twice",
         "item",
         "key",
         "plan",
@@ -104,6 +114,8 @@ class Member(Delivery):
         self.key: Hashable = None
         self.weight = 0.0
         self.same: Hashable = None
+        self.fingerprint: int | None = None
+        self.is_held_twice = False
         self.slots: Slots | None = None
         self.settled: asyncio.Future[None] | None = None
 
@@ -174,6 +186,6 @@ async def acknowledge(controller: AckController, subject: object) -> None:
     if not controller.is_ackable:
         return
     try:
-        await controller.ack()
+        await within(ACK_PATIENCE, controller.ack())
     except Exception:
         logger.exception("Cannot acknowledge %s.", subject)

@@ -10,7 +10,6 @@ import logging
 import math
 import sys
 import time
-from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from taskiq.state import TaskiqState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from concurrent.futures import Executor
 
     from taskiq_dependencies.ctx import AsyncResolveContext
 
@@ -32,6 +32,15 @@ if TYPE_CHECKING:
     from taskiq.receiver.prepared import PreparedTask
 
 logger = logging.getLogger("taskiq.receiver.receiver")
+
+
+def is_process_pool(executor: Executor | None) -> bool:
+    """Tell whether an executor runs functions in processes of its own.
+
+    Does not import what such pools need, `multiprocessing`: who has one has it loaded.
+    """
+    pools = sys.modules.get("concurrent.futures.process")
+    return pools is not None and isinstance(executor, pools.ProcessPoolExecutor)
 
 
 @dataclass(slots=True)
@@ -85,7 +94,7 @@ class Execution:
     ) -> None:
         self._broker = broker
         self._executor = executor
-        self._is_process_pool = isinstance(executor, ProcessPoolExecutor)
+        self._is_process_pool = is_process_pool(executor)
         self._propagate_exceptions = propagate_exceptions
 
     async def run(self, call: Call) -> tuple[Outcome, float]:
@@ -245,7 +254,7 @@ if sys.version_info >= (3, 11):
         async with asyncio.timeout(seconds):
             return await invocation
 
-else:
+else:  # pragma: no cover - Python 3.10
 
     async def _limited(invocation: Coroutine[Any, Any, Any], seconds: float) -> Any:
         with anyio.fail_after(seconds):

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from taskiq.acks import AckableMessage
 
 logger = logging.getLogger("taskiq.receiver.receiver")
+
+#: Seconds a broker has for its clean-up before it is interrupted once more.
+_UNTIL_NEXT_INTERRUPTION: Final = 2.0
 
 
 class Prefetch:
@@ -42,7 +45,7 @@ class Prefetch:
         self._reader: asyncio.Task[Any] | None = None
         # Whether the reader waits for something a stop may interrupt.
         self._is_waiting = False
-        self._is_interrupted = False
+        self._interruptions = 0
         # Whether the broker has been asked for a message and gave none yet.
         self.is_reading = False
         self.lifecycle_error: Exception | None = None
@@ -66,9 +69,12 @@ class Prefetch:
         # One more turn of the loop: a message that arrived with the signal is on its
         # way to the reader, and is not to be lost.
         await asyncio.sleep(0)
-        if self._is_waiting and self._reader is not None:
-            self._is_interrupted = True
+        while self._is_waiting and self._reader is not None:
+            self._interruptions += 1
             self._reader.cancel()
+            # Some brokers lose an interruption, for example while they give a lock
+            # back, and go on waiting for messages.
+            await asyncio.sleep(_UNTIL_NEXT_INTERRUPTION)
 
     async def _read_all(self, finish_event: asyncio.Event) -> None:
         messages = await _open(self._broker)
@@ -107,8 +113,7 @@ class Prefetch:
             return False
         finally:
             self._is_waiting = self.is_reading = False
-            if self._is_interrupted:
-                _forget_own_cancellation()
+            _forget_own_cancellations(self._interruptions)
         if self._hand_over(message):
             # A broker that always has a message never lets anybody else run: batches
             # would pile up to their limit before the first is called.
@@ -117,7 +122,7 @@ class Prefetch:
 
     def _is_answer_to_interruption(self, error: BaseException) -> bool:
         """Whether `error` came of interrupting a read on purpose."""
-        if not self._is_interrupted:
+        if not self._interruptions:
             return False
         if isinstance(error, Exception):
             self._record(error)
@@ -149,8 +154,9 @@ async def _open(broker: AsyncBroker) -> AsyncIterator[bytes | AckableMessage]:
     return messages
 
 
-def _forget_own_cancellation() -> None:
-    """Tell asyncio that a cancellation asked for by us has been dealt with."""
+def _forget_own_cancellations(count: int) -> None:
+    """Tell asyncio that cancellations asked for by us have been dealt with."""
     task = asyncio.current_task()
     if sys.version_info >= (3, 11) and task is not None:
-        task.uncancel()
+        for _ in range(count):
+            task.uncancel()

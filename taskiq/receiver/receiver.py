@@ -18,7 +18,6 @@ import functools
 import logging
 import random
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
@@ -38,7 +37,7 @@ from taskiq.receiver.batching import Batching
 from taskiq.receiver.cancellation import guarded
 from taskiq.receiver.capacity import log_batch_tasks
 from taskiq.receiver.delivery import Delivery, Member, Refused, describe
-from taskiq.receiver.execution import Call, Execution
+from taskiq.receiver.execution import Call, Execution, is_process_pool
 from taskiq.receiver.prefetch import Prefetch
 from taskiq.receiver.prepared import PreparedTask
 from taskiq.receiver.running import RunningTasks, Slots, wait_for_all
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
     from taskiq.abc.broker import AsyncBroker
     from taskiq.abc.middleware import TaskiqMiddleware
     from taskiq.message import TaskiqMessage
+    from taskiq.receiver.batcher import Clock
     from taskiq.result import TaskiqResult
 
 logger = logging.getLogger("taskiq.receiver.receiver")
@@ -110,7 +110,7 @@ class Receiver:
         self.on_exit = on_exit
         self.max_tasks_to_execute = max_tasks_to_execute
         self.wait_tasks_timeout = wait_tasks_timeout
-        self.is_process_pool = isinstance(executor, ProcessPoolExecutor)
+        self.is_process_pool = is_process_pool(executor)
         self.known_tasks: set[str] = set()
         self.task_signatures: dict[str, inspect.Signature] = {}
         self.task_hints: dict[str, dict[str, Any]] = {}
@@ -129,6 +129,8 @@ class Receiver:
             propagate_exceptions=propagate_exceptions,
         )
         self._batching: Batching | None = None
+        # What batches wait by; `None` is the event loop's time.
+        self._clock: Clock | None = None
         self._prefetch: Prefetch | None = None
         # Whether `listen` has started the broker: a restart must not do it again.
         self.has_started_broker = False
@@ -212,7 +214,11 @@ class Receiver:
             prepared = self._try_to_prepare(name, task.original_func)
         if prepared is None or prepared.plan is None:
             return Delivery(decoded, task.original_func, controller, self.ack_time)
-        return Member(decoded, prepared, prepared.plan, controller, self.ack_time)
+        plan = prepared.plan
+        member = Member(decoded, prepared, plan, controller, self.ack_time)
+        if isinstance(data, bytes):
+            member.fingerprint = hash(data)
+        return member
 
     def _handle(
         self,
@@ -434,6 +440,7 @@ class Receiver:
                 self._execution,
                 self._settlement,
                 self._running,
+                clock=self._clock,
             )
         return batching
 
@@ -457,6 +464,23 @@ class Receiver:
             await batching.wait_idle()
         finally:
             batching.resume()
+
+    async def wait_running(self) -> None:
+        """Wait until every batch that has fallen due is settled; others stay open."""
+        while self._running:
+            await wait_for_all(self._running.tasks, None)
+
+    def use_clock(self, clock: Clock | None) -> None:
+        """Let batches wait by a clock of yours, `None` for the event loop's.
+
+        :raises RuntimeError: when this receiver listens or holds messages already.
+        """
+        if self._batching is not None and not self._batching.is_replaceable:
+            raise RuntimeError(
+                "The clock cannot be changed while messages are held or listened for.",
+            )
+        self._clock = clock
+        self._batching = None
 
     # -- Listening ----------------------------------------------------------------
 
@@ -485,6 +509,7 @@ class Receiver:
             self._running,
             executions=self.sem,
             is_starved=self._is_starved,
+            clock=self._clock,
         )
         stages = (
             asyncio.ensure_future(self.prefetcher(queue, finish_event)),

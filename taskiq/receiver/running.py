@@ -160,6 +160,11 @@ def start_for(
     return context.run(start, *args)
 
 
+def mark_as_working_for(broker: object) -> None:
+    """Let the asyncio task that calls, and those it begins, work for `broker`."""
+    _working_for.set(broker)
+
+
 def is_working_for(broker: object) -> bool:
     """Whether whoever asks works for a message of `broker`."""
     return _working_for.get() is broker

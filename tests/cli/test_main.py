@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -100,6 +101,22 @@ def test_an_unknown_command_is_an_error(
     assert "unknown" in capsys.readouterr().err
 
 
+#: The flags of taskiq 0.13.0.
+COMMON_FLAGS = (
+    "-h --help --app-dir -d --tasks-pattern -tp --fs-discover -fsd --log-level "
+    "--no-configure-logging"
+)
+WORKER_FLAGS = (
+    "--receiver --receiver_arg --log-format --workers -w --no-parse "
+    "--no-propagate-errors --max-threadpool-threads --shutdown-timeout --reload -r "
+    "--reload-dir --do-not-use-gitignore --max-async-tasks --max-async-tasks-jitter "
+    "--max-prefetch --max-fails --ack-type --max-tasks-per-child "
+    "--wait-tasks-timeout --hardkill-count --use-process-pool "
+    "--max-process-pool-processes"
+)
+SCHEDULER_FLAGS = "--skip-first-run --update-interval --loop-interval --send-timeout"
+
+
 def test_a_command_that_cannot_be_imported_is_printed_and_skipped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -127,12 +144,24 @@ def test_the_worker_and_the_scheduler_are_installed() -> None:
     assert script.load() is cli.main
 
 
-def test_the_module_is_the_command_and_help_reaches_the_subcommand() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "taskiq", "worker", "--help"],
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ([], "-h --help -V --version"),
+        (["worker"], f"{COMMON_FLAGS} {WORKER_FLAGS}"),
+        (["scheduler"], f"{COMMON_FLAGS} {SCHEDULER_FLAGS}"),
+    ],
+    ids=lambda value: " ".join(["taskiq", *value]) if isinstance(value, list) else "",
+)
+def test_help_shows_exactly_the_flags_there_are(command: list[str], flags: str) -> None:
+    done = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-m", "taskiq", *command, "--help"],
         capture_output=True,
         check=True,
         text=True,
     )
-    assert done.stdout.startswith("usage: worker ")
-    assert "--hardkill-count" in done.stdout
+    assert done.stdout.startswith(f"usage: {(command or ['taskiq'])[0]} ")
+    shown = re.findall(
+        r"(?<![\w`-])--?[a-zA-Z][\w-]*", done.stdout.partition("options:")[2]
+    )
+    assert set(shown) == set(flags.split())

@@ -313,6 +313,38 @@ def test_a_shutdown_interrupts_all_children_and_waits_for_their_end(
     assert [process.signals for process in played.values()] == [[SIGINT], [SIGINT]]
 
 
+def test_a_main_process_that_cannot_go_on_ends_its_children(
+    played: dict[int, PlayedProcess],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manager = manager_of(workers=2)
+
+    def fail() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(manager, "_wait", fail)
+    with pytest.raises(MemoryError):
+        manager.start()
+    assert [process.signals for process in played.values()] == [[SIGTERM], [SIGTERM]]
+
+
+def test_a_main_process_that_fails_at_the_start_ends_whom_it_has_started(
+    played: dict[int, PlayedProcess],
+) -> None:
+    manager = manager_of(workers=2)
+
+    def fail_at_the_second(process: PlayedProcess) -> None:
+        if process.name == "worker-1":
+            process.end(0)
+            raise MemoryError
+
+    PlayedProcess.on_start = fail_at_the_second
+    with pytest.raises(MemoryError):
+        manager.start()
+    first, _ = played.values()
+    assert first.signals == [SIGTERM]
+
+
 @needs_signals
 def test_a_reload_of_all_terminates_one_child_after_the_other(
     played: dict[int, PlayedProcess],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import TypeAlias
 
 import pytest
 
-from .hub import Hub
+from ..support.hub import Hub
 from .worker_process import WorkerProcess, command_with
 
 pytestmark = pytest.mark.skipif(
@@ -397,6 +398,25 @@ def test_task_modules_are_discovered_by_their_pattern(
     hub.wait_for("result", value="found", error=None)
     hub.wait_for("result", value="named", error=None)
     assert worker.stop() == 0
+
+
+def test_a_worker_says_at_start_how_it_batches_and_what_it_may_hold_unacknowledged(
+    hub: Hub,
+    run: Run,
+) -> None:
+    worker = run("--workers=2", "--max-async-tasks=7", "--max-prefetch=4")
+    hub.wait_for_listeners(2)
+    # One line of each from each process: 7 + 4, and 1000 of the only batch task.
+    worker.wait_for_line(
+        "Task count runs in batches: batch_size=50, batch_timeout=5.0, "
+        "batch_results=each, batch_max_buffered=1000",
+        count=2,
+    )
+    worker.wait_for_line(
+        "This process holds at most 1011 messages unacknowledged", count=2
+    )
+    assert worker.stop() == 0
+    assert len(re.findall("runs in batches", worker.output)) == 2
 
 
 def test_a_batch_task_gives_every_message_its_own_result(hub: Hub, run: Run) -> None:

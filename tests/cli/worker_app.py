@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import multiprocessing
 import os
 import signal
-import socket
 import time
 from collections.abc import AsyncGenerator
 from functools import partial
@@ -22,27 +20,7 @@ from taskiq import (
     TaskiqResult,
 )
 from taskiq.receiver import Receiver
-
-HUB = ("127.0.0.1", int(os.environ["TASKIQ_TEST_HUB"]))
-
-
-def hello(kind: str, **fields: object) -> bytes:
-    process = multiprocessing.current_process()
-    report = {"kind": kind, "pid": os.getpid(), "name": process.name, **fields}
-    return json.dumps(report).encode() + b"\n"
-
-
-def report(kind: str, **fields: object) -> None:
-    """Tell the hub something, from any thread or process."""
-    with socket.create_connection(HUB) as connection:
-        connection.sendall(hello(kind, **fields))
-        connection.recv(16)  # it was noted
-
-
-def open_line(kind: str) -> socket.socket:
-    line = socket.create_connection(HUB)
-    line.sendall(hello(kind))
-    return line
+from tests.support.reports import HUB, hello, open_line, report
 
 
 class HubBackend(AsyncResultBackend[Any]):

@@ -55,7 +55,7 @@ def remove(line: Line, name: str) -> None:
         for key in redis.scan_iter(f"*{name}*", count=1000):
             redis.delete(key)
     if line == "rabbitmq":
-        asyncio.run(_delete(name))
+        asyncio.run(delete_queues(name))
 
 
 async def _open_and_close() -> None:
@@ -73,7 +73,7 @@ async def _count_messages(queue_name: str) -> int:
         return count
 
 
-async def _delete(name: str) -> None:
+async def delete_queues(name: str) -> None:
     async with await aio_pika.connect(RABBITMQ) as connection:
         channel = await connection.channel()
         for queue in ("queue", "dead", "delay"):

@@ -58,6 +58,19 @@ async def test_the_delay_label_of_a_message_goes_before_the_default(label: Any) 
     assert await delays_of(SmartRetryMiddleware(), delay=label) == [1.5, 1.5]
 
 
+@pytest.mark.parametrize(
+    ("delay", "label"), [(5, "5"), (5.0, "5"), ("5.0", "5"), (0, "0"), (1.5, "1.5")]
+)
+async def test_whole_seconds_are_written_as_an_int_which_some_brokers_insist_on(
+    delay: Any, label: str
+) -> None:
+    broker = RetryBroker(SmartRetryMiddleware())
+    await always_failing(broker).kicker().with_labels(delay=delay).kiq()
+    await broker.run_all()
+
+    assert broker.sent_labels("delay")[1:] == [label, label]
+
+
 async def test_each_delay_is_twice_the_one_before_up_to_the_maximum() -> None:
     middleware = SmartRetryMiddleware(
         default_retry_count=7,
@@ -222,7 +235,7 @@ async def test_how_long_and_how_to_send_can_be_overridden() -> None:
     await always_failing(broker).kiq()
     await broker.run_all()
 
-    assert broker.sent_labels("delay") == [None, "10.0", "20.0", "30.0"]
+    assert broker.sent_labels("delay") == [None, "10", "20", "30"]
     assert broker.sent_labels("queue") == [None, "slow", "slow", "slow"]
 
 
@@ -258,5 +271,5 @@ async def test_each_message_of_a_batch_has_its_own_delay_and_count() -> None:
     again = [
         (m.task_id, m.labels["_retries"], m.labels["delay"]) for m in broker.sent[3:]
     ]
-    assert again == [("id0", "1", "1.0"), ("id1", "2", "14.0"), ("id0", "2", "2.0")]
+    assert again == [("id0", "1", "1"), ("id1", "2", "14"), ("id0", "2", "2")]
     assert sorted(broker.backend.saved) == ["id0", "id1", "id2"]

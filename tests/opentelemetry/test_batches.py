@@ -578,7 +578,102 @@ def test_batches_are_counted_and_timed_by_task_and_by_reason_and_never_by_key(
         "taskiq_batch_run": "s",
         "taskiq_batch_flushes": "1",
         "taskiq_batch_buffered": "1",
+        "taskiq_batch_open_groups": "1",
     }
+
+
+def keyed_of(broker: AsyncBroker) -> _Task:
+    """Register a batch task that isolates item 5, with a key for each pair of items."""
+
+    @broker.task(
+        task_name="t",
+        batch=True,
+        batch_timeout=2,
+        batch_key=lambda item: item // 2,
+        batch_isolate_errors=True,
+    )
+    async def t(items: list[int]) -> list[int]:
+        if 5 in items:
+            raise ValueError("five")
+        return items
+
+    return t
+
+
+def test_open_groups_and_isolation_calls_are_told_without_a_series_per_key(
+    telemetry: Telemetry,
+) -> None:
+    async def main() -> None:
+        broker = InMemoryBroker().with_middlewares(telemetry.middleware())
+        task = keyed_of(broker)
+        assert telemetry.total("taskiq_batch_open_groups") == 0
+        for item in range(20):
+            await task.kiq(item)
+        await asyncio.sleep(1)
+        assert telemetry.total("taskiq_batch_open_groups") == 10
+        await asyncio.sleep(2)
+        await broker.wait_all()
+
+    run_virtual(main())
+    by_task = {"task_name": "t"}
+    assert telemetry.points("taskiq_batch_open_groups") == [({}, 0)]
+    # Items 4 and 5 share a call: each of them is called once more.
+    assert telemetry.points("taskiq_batch_isolation_calls") == [(by_task, 2)]
+    assert telemetry.metric("taskiq_batch_isolation_calls").unit == "1"
+    isolated = [
+        attributes["taskiq.batch.isolation_calls"]
+        for span in telemetry.spans("batch/t")
+        if "taskiq.batch.isolation_calls" in (attributes := dict(span.attributes or {}))
+    ]
+    assert isolated == [2]
+    allowed = [{}, by_task, {**by_task, "reason": "timeout"}]
+    for metric in telemetry.metrics():
+        if "batch" in metric.name:
+            ((attributes, _),) = telemetry.points(metric.name)
+            assert attributes in allowed
+
+
+async def test_open_groups_are_told_to_a_reader_in_another_thread(
+    telemetry: Telemetry,
+) -> None:
+    broker = InMemoryBroker().with_middlewares(telemetry.middleware())
+    task = keyed_of(broker)
+    await task.kiq(1)
+    await asyncio.wait(broker._joining_tasks)
+    total = await asyncio.to_thread(telemetry.total, "taskiq_batch_open_groups")
+    assert total == 1
+    await broker.wait_all()
+
+
+async def test_a_process_that_only_sends_tells_nothing_about_groups(
+    telemetry: Telemetry,
+) -> None:
+    broker = QueueBroker().with_middlewares(telemetry.middleware())
+    await keyed_of(broker).kiq(1)
+    assert telemetry.points("taskiq_batch_open_groups") == []
+
+
+async def test_each_client_finds_the_status_of_its_own_message_in_its_own_trace(
+    telemetry: Telemetry,
+) -> None:
+    broker = QueueBroker().with_middlewares(telemetry.middleware())
+    await send_each_in_a_trace(telemetry, keyed_of(broker), range(4, 8))
+    await work(broker)
+    for item in range(4, 8):
+        request = telemetry.span(f"request/{item}")
+        (sending,) = (s for s in telemetry.spans("send/t") if is_child(s, request))
+        (run,) = (s for s in telemetry.spans("execute/t") if is_child(s, sending))
+        failed = run.status.status_code is StatusCode.ERROR
+        assert (failed, run.status.description) == (
+            (True, "five") if item == 5 else (False, None)
+        )
+        ((link,),) = ([each.context.span_id] for each in run.links)
+        (batch,) = (
+            span
+            for span in telemetry.spans("batch/t")
+            if context_of(span).span_id == link
+        )
+        assert context_of(run).span_id in linked_spans(batch)
 
 
 async def test_the_run_time_of_a_batch_is_the_time_between_its_hooks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Any
 
 from taskiq import AckableMessage, TaskiqResult
@@ -219,6 +220,55 @@ def test_the_most_messages_a_process_holds_are_told_at_start(
         _receiver(broker, max_async_tasks=4, max_prefetch=3).listen(asyncio.Event()),
     )
     assert "at most 107 messages" in caplog.text
+
+
+def test_each_batch_task_has_one_line_with_the_arguments_that_are_in_effect(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker = QueueBroker()
+    _gather(broker, [], batch_size=10, batch_timeout=2)
+
+    def tenant_of(item: int) -> int:
+        raise NotImplementedError
+
+    @broker.task(
+        "all",
+        batch=True,
+        batch_size=5,
+        batch_timeout=0.5,
+        batch_idle_timeout=0.1,
+        batch_key=tenant_of,
+        batch_weight=lambda item: item,
+        batch_max_weight=8,
+        batch_coalesce=functools.partial(str),
+        batch_concurrency=2,
+        batch_results="shared",
+        batch_isolate_errors=(ValueError, KeyError),
+        batch_max_buffered=30,
+    )
+    async def everything(items: list[int]) -> None:
+        raise NotImplementedError
+
+    @broker.task
+    async def plain(item: int) -> None:
+        raise NotImplementedError
+
+    broker.end()
+    run_virtual(_receiver(broker, max_async_tasks=4).listen(asyncio.Event()))
+    lines = [
+        record.getMessage()
+        for record in caplog.records
+        if "runs in batches" in record.getMessage()
+    ]
+    assert lines == [
+        "Task gather runs in batches: batch_size=10, batch_timeout=2.0, "
+        "batch_results=shared, batch_max_buffered=1000",
+        "Task all runs in batches: batch_size=5, batch_timeout=0.5, "
+        "batch_idle_timeout=0.1, batch_key=tenant_of, batch_weight=<lambda>, "
+        "batch_max_weight=8.0, batch_coalesce=str, batch_concurrency=2, "
+        "batch_results=shared, batch_isolate_errors=(ValueError, KeyError), "
+        "batch_max_buffered=30",
+    ]
 
 
 def test_without_a_limit_of_tasks_no_bound_is_promised(

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 
 from taskiq.batch import BatchConfig, FlushReason
 from taskiq.receiver.batcher import MOVES, Batch, Batcher, BatchState
-from tests.support.clock import ManualClock
+from taskiq.testing import ManualClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -475,8 +475,26 @@ def test_a_busy_group_takes_turns_with_the_others_however_much_of_it_is_due() ->
     bench.offer("r", group="other")
     bench.clock.advance(10)
     bench.finish(running)
-    # The busy group was served last when the others came: it has one turn before.
-    assert [members for members, _ in bench.left()] == ["cd", "q", "r", "ef", "gh"]
+    # The others came while the busy group was served: they wait for no more of it.
+    assert [members for members, _ in bench.left()] == ["q", "r", "cd", "ef", "gh"]
+
+
+def test_whatever_call_of_a_group_ends_its_next_one_is_behind_who_came_meanwhile() -> (
+    None
+):
+    bench = Bench(size=1, concurrency=2)
+    bench.offer("abc", group="busy")
+    bench.offer("q", group="quiet")
+    first, second = bench.take(), bench.take()
+    assert [first.members, second.members] == [["a"], ["q"]]
+    bench.finish(second)
+    bench.offer("r", group="other")
+    third = bench.take()
+    assert third.members == ["b"]
+    bench.finish(first)
+    bench.finish(third)
+    assert [members for members, _ in bench.left()] == ["r", "c"]
+    bench.assert_nothing_is_left()
 
 
 def test_a_batch_that_fills_while_its_group_is_served_has_no_older_right() -> None:
@@ -491,13 +509,24 @@ def test_a_batch_that_fills_while_its_group_is_served_has_no_older_right() -> No
 
 
 def test_the_turn_of_a_batch_that_is_withdrawn_is_that_of_the_next() -> None:
-    bench = Bench(size=1, concurrency=1)
+    bench = Bench(size=1)
     bench.offer("abc", group="busy")
     running = bench.take()
     bench.offer("q", group="quiet")
     assert bench.batcher.withdraw("task", "busy", "b")
-    bench.finish(running)
     assert [members for members, _ in bench.left()] == ["c", "q"]
+    bench.finish(running)
+    bench.assert_nothing_is_left()
+
+
+def test_a_due_batch_can_be_withdrawn_after_its_turn_was_put_off() -> None:
+    bench = Bench(size=1, concurrency=1)
+    bench.offer("abc", group="busy")
+    running = bench.take()
+    bench.offer("q", group="quiet")
+    bench.finish(running)
+    assert bench.batcher.withdraw("task", "busy", "b")
+    assert [members for members, _ in bench.left()] == ["q", "c"]
     bench.assert_nothing_is_left()
 
 
@@ -782,12 +811,18 @@ class BatcherModel(RuleBasedStateMachine):
         self.turns += 1
         return self.turns
 
-    def _following(self, batch: ExpectedBatch) -> ExpectedBatch | None:
-        """The oldest batch of the same group, once this one has left."""
+    def _following(self, owner: object, group: object) -> ExpectedBatch | None:
+        """The oldest batch of a group that has not left."""
         for other in self.open:
-            if (other.owner, other.group) == (batch.owner, batch.group):
+            if (other.owner, other.group) == (owner, group):
                 return other
         return None
+
+    def _expect_turn(self, owner: object, group: object) -> None:
+        """What is next of a group that was served is behind all who wait now."""
+        following = self._following(owner, group)
+        if following is not None:
+            following.turn = self._next_turn()
 
     def _filling(self, owner: str, group: int) -> ExpectedBatch | None:
         for batch in self.open:
@@ -912,9 +947,7 @@ class BatcherModel(RuleBasedStateMachine):
         assert batch.reason is expected.reason
         assert batch.opened_at == expected.opened_at
         self.open.remove(expected)
-        following = self._following(expected)
-        if following is not None:
-            following.turn = self._next_turn()
+        self._expect_turn(expected.owner, expected.group)
         self.running.append(batch)
         self._check_taken(batch)
 
@@ -942,6 +975,7 @@ class BatcherModel(RuleBasedStateMachine):
         if is_run:
             batch.move(BatchState.RUNNING)
         self.settling.append((batch, list(batch.members)))
+        self._expect_turn(batch.lane.owner, batch.group)
         self.batcher.call_ended(batch)
 
     @precondition(lambda self: self.settling)
@@ -990,9 +1024,9 @@ class BatcherModel(RuleBasedStateMachine):
 
     def _expect_emptied(self, batch: ExpectedBatch) -> None:
         """A due batch that loses its members leaves its turn to the next one."""
-        was_first = self._following(batch) is batch
+        was_first = self._following(batch.owner, batch.group) is batch
         self.open.remove(batch)
-        following = self._following(batch)
+        following = self._following(batch.owner, batch.group)
         if was_first and following is not None and following.reason is not None:
             following.turn = batch.turn
 

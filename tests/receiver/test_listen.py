@@ -208,7 +208,7 @@ async def test_without_a_limit_every_message_starts_at_once() -> None:
     bench.assert_capacity_is_restored(0, 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=settings().max_examples * 3 // 5, deadline=None)
 @given(
     limit=st.integers(1, 3),
     prefetch=st.integers(0, 2),
@@ -632,6 +632,56 @@ async def test_a_message_given_in_answer_to_the_interruption_is_executed() -> No
     assert bench.saved == ["last"]
     assert len(bench.exits) == 1
     bench.assert_capacity_is_restored(1, 1)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 5])
+@virtual
+async def test_a_broker_that_loses_interruptions_is_stopped_nevertheless(
+    lost: int,
+) -> None:
+    """Some do, in their clean-up, and wait for the next message."""
+
+    async def listen() -> AsyncGenerator[bytes, None]:
+        for _ in range(lost):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        await asyncio.Event().wait()
+        yield b""
+
+    bench = Bench(broker=OwnListen(listen))
+    listening = bench.listen()
+    await idle()
+    moment = now()
+
+    bench.finish.set()
+    await listening
+
+    assert now() - moment <= 2 * lost
+    assert len(bench.exits) == 1
+    bench.assert_capacity_is_restored(1, 1)
+
+
+@virtual
+async def test_an_interrupted_broker_has_time_to_clean_up() -> None:
+    is_clean = False
+
+    async def listen() -> AsyncGenerator[bytes, None]:
+        nonlocal is_clean
+        try:
+            await asyncio.Event().wait()
+            yield b""
+        finally:
+            await asyncio.sleep(1.5)
+            is_clean = True
+
+    bench = Bench(broker=OwnListen(listen))
+    listening = bench.listen()
+    await idle()
+
+    bench.finish.set()
+    await listening
+
+    assert is_clean
 
 
 @virtual

@@ -1,7 +1,8 @@
 """Bulk insert: 10,000 rows sent one by one, with and without batching, into SQLite.
 
-Run it with ``python docs/examples/batching/bulk_insert.py``. Each row is one message
-with a result of its own; only the number of calls, and so of transactions, differs.
+Run it with ``python docs/examples/batching/bulk_insert.py [rows]``. Each row is one
+message with a result of its own; only the number of calls, and so of transactions,
+differs.
 Each transaction waits for the disk, so a slow disk takes its time one by one.
 """
 
@@ -23,7 +24,7 @@ from taskiq import AsyncTaskiqDecoratedTask, Context, InMemoryBroker, TaskiqDepe
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-ROWS = 10_000
+ROWS = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
 
 
 class Row(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING
 
 from taskiq.abc.cmd import TaskiqCMD
@@ -23,4 +24,9 @@ class SchedulerCMD(TaskiqCMD):
 
         :param args: command line arguments after the name of the command.
         """
-        asyncio.run(run_scheduler(SchedulerArgs.from_cli(args)))
+        try:
+            asyncio.run(run_scheduler(SchedulerArgs.from_cli(args)))
+        except KeyboardInterrupt:
+            # Older loops raise it after the scheduler was shut down in good order.
+            if sys.version_info >= (3, 11):
+                raise

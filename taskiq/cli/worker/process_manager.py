@@ -247,9 +247,24 @@ class ProcessManager:
     def start(self) -> int | None:
         """Run the workers until they are told to end, and have ended.
 
+        An error in here ends the workers, too: Python waits for child processes before
+        it exits, and these would run for ever with nobody to tell them to end.
+
         :returns: exit status; `None` for success, -1 after too many failures.
         """
-        self.prepare_workers()
+        try:
+            self.prepare_workers()
+            self._supervise()
+        except BaseException:
+            for process in self._processes.values():
+                process.terminate()
+            raise
+        finally:
+            self.action_queue.close()
+        logger.info("All workers have ended.")
+        return self._supervisor.status
+
+    def _supervise(self) -> None:
         with self.action_queue.woken_by_signals():
             while not self._supervisor.is_over:
                 self._wait()
@@ -257,9 +272,6 @@ class ProcessManager:
                 for action in self.action_queue.take_all():
                     self._take(action)
                 self._carry_out(self._supervisor.decide(time.monotonic()))
-        self.action_queue.close()
-        logger.info("All workers have ended.")
-        return self._supervisor.status
 
     def _wait(self) -> None:
         """Wait until a process ends, something is asked for or a deadline comes."""

@@ -1,0 +1,1 @@
+"""What becomes of messages when workers are killed and servers go away."""

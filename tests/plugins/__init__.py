@@ -1,0 +1,1 @@
+"""Published plugins, unmodified, over real servers and through the command line."""
