@@ -55,7 +55,7 @@ def parse(arguments: list[str]) -> Command:
         description="Measure this checkout against taskiq "
         f"{BASELINE_VERSION} and other packages. Each run is a process of its own, "
         "what is compared takes turns, and the tables show medians. The first run "
-        "makes virtual environments in .benchmarks/. The tables servers, postgres and growth "
+        "makes virtual environments in .benchmarks/. Servers, postgres and growth "
         "need Redis, RabbitMQ and PostgreSQL on this machine.",
     )
     parser.add_argument(

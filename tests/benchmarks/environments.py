@@ -36,8 +36,8 @@ _CLEANING_TIMEOUT = 10.0
 #: The checkout comes last in the path, after the taskiq of the environment.
 _RUN_MODULE = (
     "import runpy, sys; sys.path.append(sys.argv.pop(1)); "
-    "runpy.run_module('tests.benchmarks.children.' + sys.argv[1], "
-    "run_name='__main__', alter_sys=True)"
+    "child = 'tests.benchmarks.children.' + sys.argv.pop(1); "
+    "runpy.run_module(child, run_name='__main__', alter_sys=True)"
 )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.benchmarks import report
@@ -32,8 +32,8 @@ def measure(options: Options) -> report.Page:
         "A broker in memory that always has a message, a batch task that does nothing, "
         f"every message acknowledged; process CPU time, medians of {options.rounds} "
         "rounds. Where nothing else is said: 100000 messages, batches of 100, no keys. "
-        "With keys every message may be buffered; RSS is what the process grew by while "
-        "the messages came in.",
+        "With keys every message may be buffered; RSS is what the process grew by "
+        "while the messages came in.",
     ]
     plots = []
     for title in GROWING:

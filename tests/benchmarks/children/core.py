@@ -1,8 +1,9 @@
 """Child script: one workload on the taskiq of the interpreter that runs it.
 
 `core CASE MESSAGES` reports the CPU and wall seconds of the measured section. Only
-public API that both packages have is used, except by the batch cases. Every case checks afterwards, outside the measured section,
-that each message was executed once and has its own right result.
+public API that both packages have is used, except by the batch cases. Every case checks
+afterwards, outside the measured section, that each message was executed once and has
+its own right result.
 """
 
 from __future__ import annotations
