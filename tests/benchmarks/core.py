@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from tests.benchmarks.options import Options
 
 IMPORT = "import"
+#: The released package loads everything at once; this one what is used.
+IMPORTS: dict[str, list[str]] = {
+    "`import taskiq`": [],
+    "`from taskiq import *`": ["every-name"],
+}
 MESSAGES = 20_000
 
 
@@ -56,7 +61,7 @@ def measure(options: Options) -> report.Page:
         parts.append(report.messages_table(rows))
         plots.append(_plot([cpu for cpu, _ in rows]))
     if IMPORT in only:
-        parts.append(report.import_table(_compare_import(options, ours, theirs)))
+        parts.append(report.import_table(_compare_imports(options, ours, theirs)))
     return report.Page("\n\n".join(parts), tuple(plots))
 
 
@@ -95,20 +100,30 @@ def _compare_workload(
     return report.message_rows(workload.title, messages, *samples.values())
 
 
-def _compare_import(
+def _compare_imports(
     options: Options,
     ours: Interpreter,
     theirs: Interpreter,
 ) -> list[report.Comparison]:
-    samples = take_turns(
-        options.rounds,
-        {
-            "ours import": partial(ours.run_file, "import_cost"),
-            "0.13.0 import": partial(theirs.run_file, "import_cost"),
-        },
-        lambda sample: f"{sample['wall'] * 1e3:.0f} ms",
-    )
-    return report.import_rows(*samples.values())
+    return [
+        row
+        for statement, arguments in IMPORTS.items()
+        for row in report.import_rows(
+            statement,
+            *take_turns(
+                options.rounds,
+                {
+                    f"ours {statement}": partial(
+                        ours.run_file, "import_cost", *arguments
+                    ),
+                    f"0.13.0 {statement}": partial(
+                        theirs.run_file, "import_cost", *arguments
+                    ),
+                },
+                lambda sample: f"{sample['wall'] * 1e3:.0f} ms",
+            ).values(),
+        )
+    ]
 
 
 def _conditions(options: Options, ours: Interpreter, theirs: Interpreter) -> str:

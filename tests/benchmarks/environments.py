@@ -59,11 +59,10 @@ class Interpreter:
         module = ("-c", _RUN_MODULE, str(CHECKOUT), child)
         return Child([str(self.python), "-I", *module, *texts])
 
-    def run_file(self, child: str) -> Any:
+    def run_file(self, child: str, *arguments: str) -> Any:
         """Run a child script that has to be the first thing its process imports."""
-        return json.loads(
-            run_command([str(self.python), "-I", str(_CHILDREN / f"{child}.py")]),
-        )
+        file = str(_CHILDREN / f"{child}.py")
+        return json.loads(run_command([str(self.python), "-I", file, *arguments]))
 
 
 class Child:

@@ -46,10 +46,13 @@ def measure(options: Options) -> report.Page:
 
 def _measure_growing(title: str, options: Options) -> tuple[str, report.Plot]:
     ours = options.environments.candidate()
-    cases = [
-        (n if n <= 1000 else options.scaled(n), size, min(keys, options.scaled(n)))
-        for n, size, keys in GROWING[title]
-    ]
+    # A small scale makes some of them the same.
+    cases = list(
+        dict.fromkeys(
+            (n if n <= 1000 else options.scaled(n), size, min(keys, options.scaled(n)))
+            for n, size, keys in GROWING[title]
+        ),
+    )
     labels = [case[_COLUMN[title]] for case in cases]
     samples = take_turns(
         options.rounds,

@@ -82,14 +82,15 @@ def message_rows(
 
 
 def import_rows(
+    statement: str,
     ours: Sequence[Samples],
     theirs: Sequence[Samples],
 ) -> list[Comparison]:
-    """Wall milliseconds and, where the platform tells, peak MiB of `import taskiq`."""
+    """Wall milliseconds and, where the platform tells, peak MiB of an import."""
     scales = {"wall": ("wall time, ms", 1e3), "rss": ("peak RSS, MiB", 2**-20)}
     return [
         Comparison(
-            title,
+            f"{statement}: {title}",
             [sample[metric] * scale for sample in ours],
             [sample[metric] * scale for sample in theirs],
         )
@@ -108,9 +109,9 @@ def messages_table(rows: Iterable[tuple[Comparison, Comparison]]) -> str:
 
 
 def import_table(rows: Iterable[Comparison]) -> str:
-    """The table of `import taskiq`."""
+    """The table of the imports."""
     return _table(
-        "| `import taskiq` | 0.13.0 | ours | ratio ours/theirs | ratio by round |",
+        "| import | 0.13.0 | ours | ratio ours/theirs | ratio by round |",
         [_cells(row) for row in rows],
     )
 
