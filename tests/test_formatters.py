@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from taskiq import InMemoryBroker
 from taskiq.abc.broker import AsyncBroker
 from taskiq.abc.formatter import TaskiqFormatter
 from taskiq.abc.serializer import TaskiqSerializer
@@ -215,3 +216,16 @@ def test_the_json_formatter_reads_only_json_messages() -> None:
 def test_a_nan_argument_does_not_break_the_message() -> None:
     formatter = JSONFormatter()
     assert formatter.loads(formatter.dumps(message(math.nan)).message).args == [None]
+
+
+def test_changing_a_received_message_leaves_the_next_one_as_it_was() -> None:
+    broker = InMemoryBroker()
+    sent = TaskiqMessage(task_id="1", task_name="t", labels={}, args=[], kwargs={})
+    data = broker.formatter.dumps(sent).message
+    first, second = broker.formatter.loads(data), broker.formatter.loads(data)
+    first.labels = {"changed": True}
+    first.args.append(1)
+    assert second.labels == {}
+    assert second.args == []
+    assert first.model_fields_set == second.model_fields_set == set(sent.__dict__)
+    assert first.model_copy(deep=True) == first

@@ -24,6 +24,21 @@ _parse_json: Final[Callable[[bytes], TaskiqMessage]] = (
     TaskiqMessage.__pydantic_validator__.validate_json
 )
 
+#: Which fields of a message were given: every one that there is.
+_FIELDS: Final = set(TaskiqMessage.model_fields)
+
+
+def _read_json(message: bytes) -> TaskiqMessage:
+    """Parse and validate in one pass, a third of the time of two.
+
+    :raises ValueError: when these bytes hold no message, or this parser cannot tell.
+    """
+    parsed = _parse_json(message)
+    # A set for each is a third of what a message that waits takes, and one more object
+    # for the garbage collector to walk.
+    object.__setattr__(parsed, "__pydantic_fields_set__", _FIELDS)
+    return parsed
+
 
 class ProxyFormatter(TaskiqFormatter):
     """Writes and reads messages with the serializer its broker has at that moment.
@@ -62,8 +77,7 @@ class ProxyFormatter(TaskiqFormatter):
         serializer = self.broker.serializer
         if type(serializer) is JSONSerializer:
             try:
-                # Parses and validates in one pass, a third of the time of two.
-                return _parse_json(message)
+                return _read_json(message)
             except ValueError:
                 # The serializer has the last word: it takes what this parser does not
                 # (lone surrogates, deep nesting), and says what is wrong otherwise.

@@ -38,7 +38,7 @@ def result_of(
     :param seconds: how long its call took.
     """
     error = outcome.error if isinstance(outcome, Failed) else None
-    return _build_result(
+    result = _build_result(
         {
             "is_err": error is not None,
             "log": None,
@@ -48,13 +48,17 @@ def result_of(
             "labels": message.labels,
         },
     )
+    object.__setattr__(result, "__pydantic_fields_set__", _FIELDS)
+    return result
 
 
 #: `TaskiqResult(**fields)` without unpacking and packing them again.
 _build_result: Final[Callable[[dict[str, Any]], TaskiqResult[Any]]] = (
     TaskiqResult.__pydantic_validator__.validate_python
 )
-
+#: One set for all, as every field is given: one of its own takes more memory than the
+#: rest of a small result.
+_FIELDS: Final = set(TaskiqResult.model_fields)
 
 _WHEN_EXECUTED: Final = AcknowledgeType.WHEN_EXECUTED
 _WHEN_SAVED: Final = AcknowledgeType.WHEN_SAVED

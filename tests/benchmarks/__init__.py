@@ -1,1 +1,1 @@
-"""Compares this package with the released taskiq: `python -m tests.benchmarks`."""
+"""Compares this package with others: `python -m tests.benchmarks --help`."""

@@ -1,15 +1,44 @@
-"""From measured samples to a Markdown table."""
+"""From measured samples to Markdown tables and plots."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["median"]
 
 Samples = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """What to draw.
+
+    :ivar name: of the file, without its extension.
+    :ivar x: the places of the values: names of bars, or numbers of a line.
+    :ivar series: a value for each place, by the name of the series.
+    """
+
+    name: str
+    kind: Literal["bars", "lines"]
+    title: str
+    x_label: str
+    y_label: str
+    x: Sequence[str | int]
+    series: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a table comes down to: Markdown, and the plots that are shown below it."""
+
+    text: str
+    plots: Sequence[Plot] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +82,15 @@ def message_rows(
 
 
 def import_rows(
+    statement: str,
     ours: Sequence[Samples],
     theirs: Sequence[Samples],
 ) -> list[Comparison]:
-    """Wall milliseconds and, where the platform tells, peak MiB of `import taskiq`."""
+    """Wall milliseconds and, where the platform tells, peak MiB of an import."""
     scales = {"wall": ("wall time, ms", 1e3), "rss": ("peak RSS, MiB", 2**-20)}
     return [
         Comparison(
-            title,
+            f"{statement}: {title}",
             [sample[metric] * scale for sample in ours],
             [sample[metric] * scale for sample in theirs],
         )
@@ -79,11 +109,66 @@ def messages_table(rows: Iterable[tuple[Comparison, Comparison]]) -> str:
 
 
 def import_table(rows: Iterable[Comparison]) -> str:
-    """The table of `import taskiq`."""
+    """The table of the imports."""
     return _table(
-        "| `import taskiq` | 0.13.0 | ours | ratio ours/theirs | ratio by round |",
+        "| import | 0.13.0 | ours | ratio ours/theirs | ratio by round |",
         [_cells(row) for row in rows],
     )
+
+
+def loads(text: str) -> Samples:
+    """What a child has printed."""
+    measured: Samples = json.loads(text)
+    return measured
+
+
+def per_message(
+    samples: Mapping[str, Sequence[Samples]],
+    clock: str,
+    messages: int | None = None,
+) -> dict[str, list[float]]:
+    """Microseconds for each message, by case and round.
+
+    :param messages: how many there were, where the samples do not say.
+    """
+    return {
+        case: [each[clock] / (messages or each["messages"]) * 1e6 for each in found]
+        for case, found in samples.items()
+    }
+
+
+def rates(
+    samples: Mapping[str, Sequence[Samples]],
+    messages: int | None = None,
+) -> dict[str, list[float]]:
+    """Messages for each second of wall time, by case and round."""
+    costs = per_message(samples, "wall", messages)
+    return {case: [1e6 / cost for cost in found] for case, found in costs.items()}
+
+
+def ratio(values: Mapping[str, Sequence[float]], one: str, other: str) -> str:
+    """How `one` compares with `other`: the median of the rounds' ratios, the range."""
+    if one == other:
+        return "1"
+    compared = Comparison("", values[one], values[other])
+    low, high = min(compared.ratios), max(compared.ratios)
+    return f"{compared.ratio:.2f} ({low:.2f}-{high:.2f})"
+
+
+def rates_plot(
+    name: str,
+    title: str,
+    unit: str,
+    values: Mapping[str, Sequence[float]],
+) -> Plot:
+    """A bar for the median of each case."""
+    medians = [median(found) for found in values.values()]
+    return Plot(name, "bars", title, unit, "", list(values), {unit: medians})
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; all columns but the first are numbers."""
+    return _table(f"| {' | '.join(heading)} |", [f"| {' | '.join(r)} |" for r in rows])
 
 
 def _table(heading: str, lines: list[str]) -> str:

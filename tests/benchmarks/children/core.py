@@ -1,19 +1,17 @@
 """Child script: one workload on the taskiq of the interpreter that runs it.
 
-Run as `python -I workloads.py CASE MESSAGES`; prints one JSON object with the CPU and
-wall seconds of the measured section. Only public API that both packages have is used,
-except by the batch cases. Every case checks afterwards, outside the measured section,
-that each message was executed once and has its own right result.
+`core CASE MESSAGES` reports the CPU and wall seconds of the measured section. Only
+public API that both packages have is used, except by the batch cases. Every case checks
+afterwards, outside the measured section, that each message was executed once and has
+its own right result.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import platform
 import sys
-import time
 from collections import Counter
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -27,31 +25,16 @@ from taskiq import (
     TaskiqResult,
 )
 from taskiq.receiver import Receiver
+from tests.benchmarks.children.clocks import Stopwatch, report
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
-
-    from typing_extensions import Self
 
 BATCH_SIZE = 100
 MAX_ASYNC_TASKS = 100
 
 #: taskiq 0.13.0 keeps the newest 100 results only; here a held handle keeps its own.
 RELEASED = version("taskiq") == "0.13.0"
-
-
-class Stopwatch:
-    """Context manager; `cpu` and `wall` are the seconds spent inside it."""
-
-    def __enter__(self) -> Self:
-        gc.collect()  # what the preparation left behind is not the workload's cost
-        self._wall_started = time.perf_counter()
-        self._cpu_started = time.process_time()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.cpu = time.process_time() - self._cpu_started
-        self.wall = time.perf_counter() - self._wall_started
 
 
 class ReturnValues(AsyncResultBackend[Any]):
@@ -295,15 +278,14 @@ def versions() -> dict[str, str]:
 def main() -> None:
     """Run the case the command line names and print what it cost."""
     if sys.argv[1] == "versions":
-        sys.stdout.write(json.dumps(versions()))
+        report(versions())
         return
     case, messages = CASES[sys.argv[1]], int(sys.argv[2])
 
     async def run() -> Stopwatch:
         return await case(messages)
 
-    watch = asyncio.run(run())
-    sys.stdout.write(json.dumps({"cpu": watch.cpu, "wall": watch.wall}))
+    report(asyncio.run(run()).measured)
 
 
 if __name__ == "__main__":
