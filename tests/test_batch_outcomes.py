@@ -706,6 +706,23 @@ def test_arguments_that_a_function_can_tell_apart_share_no_key(
 
 
 @virtual
+async def test_the_time_of_an_isolated_message_is_that_of_all_calls_together(
+    broker: InMemoryBroker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = asyncio.get_running_loop().time
+    monkeypatch.setattr("taskiq.receiver.execution.time.perf_counter", clock)
+
+    @broker.task(batch=True, batch_isolate_errors=True)
+    async def failing(items: list[int]) -> None:
+        await asyncio.sleep(1)
+        raise ValueError("each of them")
+
+    for result in await results_of(broker, failing, range(2)):
+        assert result.execution_time == 3
+
+
+@virtual
 async def test_messages_with_different_timeouts_do_not_share_a_call(
     broker: InMemoryBroker,
 ) -> None:
