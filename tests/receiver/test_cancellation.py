@@ -76,10 +76,7 @@ def test_what_ends_in_spite_of_its_limit_is_done_and_nobody_is_cancelled() -> No
     async def main() -> None:
         async def work() -> tuple[str, bool]:
             value = await within(1, stubborn())
-            try:
-                raise asyncio.CancelledError
-            except asyncio.CancelledError as error:
-                return value, is_from_outside(error)
+            return value, is_from_outside(asyncio.CancelledError())
 
         task = start_task(asyncio.get_running_loop(), work())
         assert await task == ("done all the same", False)
