@@ -930,3 +930,12 @@ async def test_each_message_and_batch_is_named_at_debug_level(
 
     assert f"Received message: task_id='{handle.task_id}'" in caplog.text
     assert f"of task {double.task_name} ({handle.task_id})." in caplog.text
+
+
+async def test_a_broker_may_hand_out_text(broker: InMemoryBroker) -> None:
+    calls: list[list[int]] = []
+    double = doubling(broker, calls, batch_size=1)
+    message = double.kicker()._prepare_message(1)
+    text: Any = broker.formatter.dumps(message).message.decode()
+    await broker.receiver.callback(text)
+    assert calls == [[1]]

@@ -196,7 +196,7 @@ class Batching:
         if self._starter is None:
             # An eager task runs inside the call that made it, and that is one of the
             # batcher's: let it be done first.
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # pragma: no cover - Python 3.12 and later
         try:
             while self._batcher.is_ready:
                 slots = Slots()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from taskiq import TaskiqMessage, TaskiqMiddleware, TaskiqResult
 from taskiq.receiver import Receiver
-from taskiq.receiver.params_parser import parse_params
+from taskiq.receiver.params_parser import cast_for, parse_params
 from tests.receiver.journal import CurrentContext, Worker, complaints
 
 
@@ -367,6 +367,16 @@ async def test_a_class_foreign_to_pydantic_is_warned_about_once(
         "Can't parse argument 0 f",
         "Can't parse argument 1 f",
     ]
+
+
+def test_what_pydantic_cannot_build_fails_in_the_same_way_each_time() -> None:
+    convert = cast_for("thing", {"thing": HoldsForeign})
+    assert convert is not None
+    with pytest.raises(pydantic.errors.PydanticUserError) as first:
+        convert({})
+    with pytest.raises(pydantic.errors.PydanticUserError) as second:
+        convert({})
+    assert first.value is second.value
 
 
 @pytest.mark.parametrize("foreign", [Foreign, HoldsForeign])
