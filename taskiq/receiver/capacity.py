@@ -135,7 +135,7 @@ class RedeliveryWatch:
     def took(self, member: Member) -> None:
         """Note that a message is held from now on."""
         fingerprint = member.fingerprint
-        if fingerprint is not None and member.controller.is_ackable:
+        if fingerprint is not None:
             first = self._held.setdefault(fingerprint, member)
             member.is_held_twice = first is not member
 

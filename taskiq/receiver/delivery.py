@@ -75,7 +75,8 @@ class Member(Delivery):
     :ivar key: what else it is grouped by.
     :ivar weight: what it adds to its batch.
     :ivar same: equal for items that are passed to the function once.
-    :ivar fingerprint: equal for deliveries of the same bytes; `None` if unknown.
+    :ivar fingerprint: equal for deliveries of the same bytes; `None` where nobody
+        delivers again what is not acknowledged.
     :ivar is_held_twice: whether it came while an equal one was held.
     :ivar slots: the capacity it holds until it is admitted, `None` for none.
     :ivar settled: resolved when it is settled, where somebody waits for that.

@@ -113,7 +113,8 @@ class Prefetch:
             return False
         finally:
             self._is_waiting = self.is_reading = False
-            _forget_own_cancellations(self._interruptions)
+            if self._interruptions:
+                _forget_own_cancellations(self._interruptions)
         if self._hand_over(message):
             # A broker that always has a message never lets anybody else run: batches
             # would pile up to their limit before the first is called.

@@ -216,7 +216,7 @@ class Receiver:
             return Delivery(decoded, task.original_func, controller, self.ack_time)
         plan = prepared.plan
         member = Member(decoded, prepared, plan, controller, self.ack_time)
-        if isinstance(data, bytes):
+        if controller.is_ackable and isinstance(data, bytes):
             member.fingerprint = hash(data)
         return member
 

@@ -40,6 +40,7 @@ def make_app(transport: str, queue: str) -> Celery:
         broker_connection_retry_on_startup=True,
         worker_send_task_events=False,
         worker_hijack_root_logger=False,
+        worker_enable_remote_control=False,  # it would leave queues of its own
     )
     return app
 
@@ -78,6 +79,10 @@ def main(transport: str, pool: str, messages: int) -> None:
         with app.connection_for_write() as connection:
             channel = connection.default_channel
             channel.queue_delete(queue)
+            channel.exchange_delete(queue)  # celery declares one of the same name
+            if transport != "rabbitmq":  # and keeps what it knows of it in Redis
+                keys = ("binding", "binding_permanent")
+                channel.client.delete(*(f"_kombu.{key}.{queue}" for key in keys))
     assert clock.total == messages, f"{clock.total} messages handled"
     report(clock.measured)
 
