@@ -6,7 +6,7 @@ import logging
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from taskiq import AckableMessage, Context, TaskiqDepends
+from taskiq import AckableMessage, Context, TaskiqDepends, TaskiqMessage
 from taskiq.receiver import Receiver
 from tests.support.brokers import QueueBroker, message_bytes
 from tests.support.recorders import RecordingBackend, RecordingMiddleware
@@ -84,6 +84,17 @@ class Worker:
     def steps(self, task_id: str = "id") -> list[str]:
         """List what happened to one message."""
         return [step for step, of in self.journal if of == task_id]
+
+
+def message_of(task_name: str, *args: Any, **labels: Any) -> TaskiqMessage:
+    """Make a message as it is after parsing."""
+    return TaskiqMessage(
+        task_id="id",
+        task_name=task_name,
+        labels=labels,
+        args=list(args),
+        kwargs={},
+    )
 
 
 def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:

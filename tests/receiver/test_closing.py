@@ -7,24 +7,14 @@ from collections.abc import AsyncGenerator, Generator
 
 import pytest
 
-from taskiq import TaskiqDepends, TaskiqMessage
-from tests.receiver.journal import Worker, complaints
+from taskiq import TaskiqDepends
+from tests.receiver.journal import Worker, complaints, message_of
 
 
 @types.coroutine
 def never() -> Generator[None, None, None]:
     """Wait for something that no loop will ever deliver."""
     yield
-
-
-def message_of(task_name: str) -> TaskiqMessage:
-    return TaskiqMessage(
-        task_id="id",
-        task_name=task_name,
-        labels={},
-        args=[],
-        kwargs={},
-    )
 
 
 async def test_a_call_that_is_thrown_away_is_neither_failed_nor_closed(

@@ -15,11 +15,11 @@ from typing import Annotated, Any
 import pytest
 from taskiq_dependencies import DependencyGraph
 
-from taskiq import Context, TaskiqDepends, TaskiqMessage, TaskiqState
+from taskiq import Context, TaskiqDepends, TaskiqState
 from taskiq.exceptions import NoResultError, TaskRejectedError
 from taskiq.receiver import Receiver
 from tests.receiver import process_tasks
-from tests.receiver.journal import CurrentContext, Worker, complaints
+from tests.receiver.journal import CurrentContext, Worker, complaints, message_of
 from tests.support.brokers import QueueBroker, message_bytes
 from tests.support.virtual_time import run_virtual
 
@@ -27,17 +27,6 @@ from tests.support.virtual_time import run_virtual
 pytestmark = pytest.mark.filterwarnings(
     r"ignore:the \(type, exc, tb\) signature of a?throw\(\):DeprecationWarning",
 )
-
-
-def message_of(task_name: str, *args: Any, **labels: Any) -> TaskiqMessage:
-    """Make a message as it is after parsing."""
-    return TaskiqMessage(
-        task_id="id",
-        task_name=task_name,
-        labels=labels,
-        args=list(args),
-        kwargs={},
-    )
 
 
 # -- What the function is called with ----------------------------------------------
