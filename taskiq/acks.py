@@ -1,12 +1,11 @@
 """When a message is acknowledged, and the means to do it."""
 
 import enum
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import BaseModel
-
-from taskiq.utils import maybe_awaitable
 
 
 @enum.unique
@@ -80,6 +79,9 @@ class AckController:
         """
         if self._ack is None:
             raise RuntimeError("Current message is not ackable.")
-        if not self.is_acked:
-            await maybe_awaitable(self._ack())
-            self.is_acked = True
+        if self.is_acked:
+            return
+        returned = self._ack()
+        if inspect.isawaitable(returned):
+            await returned
+        self.is_acked = True

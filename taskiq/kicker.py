@@ -281,6 +281,7 @@ class AsyncKicker(Generic[_FuncParams, _ReturnType]):
                 "labels": labels,
                 "labels_types": labels_types,
                 "args": [prepare(arg) for arg in args],
-                "kwargs": {name: prepare(value) for name, value in kwargs.items()},
+                "kwargs": kwargs
+                and {name: prepare(value) for name, value in kwargs.items()},
             },
         )

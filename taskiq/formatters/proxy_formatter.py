@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from taskiq.abc.broker import AsyncBroker
 
-
 #: `BrokerMessage(...)` in half the time: it goes straight to the validator.
 _broker_message_of: Final[Callable[[dict[str, Any]], BrokerMessage]] = (
     BrokerMessage.__pydantic_validator__.validate_python
@@ -26,18 +25,7 @@ _parse_json: Final[Callable[[bytes], TaskiqMessage]] = (
 
 #: Which fields of a message were given: every one that there is.
 _FIELDS: Final = set(TaskiqMessage.model_fields)
-
-
-def _read_json(message: bytes) -> TaskiqMessage:
-    """Parse and validate in one pass, a third of the time of two.
-
-    :raises ValueError: when these bytes hold no message, or this parser cannot tell.
-    """
-    parsed = _parse_json(message)
-    # A set for each is a third of what a message that waits takes, and one more object
-    # for the garbage collector to walk.
-    object.__setattr__(parsed, "__pydantic_fields_set__", _FIELDS)
-    return parsed
+_set_attribute: Final = object.__setattr__
 
 
 class ProxyFormatter(TaskiqFormatter):
@@ -77,9 +65,15 @@ class ProxyFormatter(TaskiqFormatter):
         serializer = self.broker.serializer
         if type(serializer) is JSONSerializer:
             try:
-                return _read_json(message)
+                # Parsed and validated in one pass, a third of the time of two.
+                parsed = _parse_json(message)
             except ValueError:
                 # The serializer has the last word: it takes what this parser does not
                 # (lone surrogates, deep nesting), and says what is wrong otherwise.
                 pass
+            else:
+                # A set for each is a third of what a message that waits takes, and one
+                # more object for the garbage collector to walk.
+                _set_attribute(parsed, "__pydantic_fields_set__", _FIELDS)
+                return parsed
         return TaskiqMessage.model_validate(serializer.loadb(message))

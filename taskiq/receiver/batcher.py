@@ -5,7 +5,7 @@ calls user code, and time comes in through a :class:`Clock`. Whoever owns a
 :class:`Batcher` does the waiting and the I/O:
 
 * :meth:`Batcher.offer` hands over a member (any object that stands for a message);
-* ``admitted`` is called when a member was taken in, at once or when there is room;
+  which is taken in at once, or later when there is room: ``admitted`` is called then;
 * ``wake`` is called when :meth:`Batcher.take` may have a batch to give;
 * :meth:`Batcher.take` seals the batch that starts next;
 * :meth:`Batcher.call_ended` and :meth:`Batcher.member_settled` give capacity back.
@@ -207,8 +207,8 @@ class Batcher(Generic[_Member]):
     :param clock: source of time and of alarms.
     :param wake: called whenever a batch may have become ready to be taken. It must not
         call back into the batcher.
-    :param admitted: called with each member when it is admitted: it no longer counts
-        as a delivery but against its task's `max_buffered`. It must not call back.
+    :param admitted: called with each member that is admitted after it had to wait. It
+        must not call back.
     """
 
     def __init__(
@@ -232,21 +232,27 @@ class Batcher(Generic[_Member]):
         group: Hashable,
         member: _Member,
         weight: float = 0.0,
-    ) -> None:
+    ) -> bool:
         """Take one member in, now or as soon as there is room for it.
 
         :param owner: the task; its members share `concurrency` and `max_buffered`.
         :param config: the task's limits, the same for each of its members.
         :param group: members of one owner with equal groups may share a call.
         :param weight: what the member adds to its batch, in the unit of `max_weight`.
+        :returns: whether it was admitted: it counts against its task's `max_buffered`,
+            and not as a delivery any more.
         """
-        lane = self._lane(owner, config)
-        if lane.has_room:
+        lane = self._lanes.get(owner)
+        if lane is None:
+            lane = self._new_lane(owner, config)
+        is_admitted = lane.buffered < config.max_buffered
+        if is_admitted:
             self._admit(lane, group, member, weight)
         else:
             lane.waiting.append((group, member, weight))
-        if not lane.has_room:
+        if lane.buffered >= config.max_buffered:
             self._relieve(lane)
+        return is_admitted
 
     @property
     def is_ready(self) -> bool:
@@ -289,12 +295,11 @@ class Batcher(Generic[_Member]):
 
         The arguments are those of `offer`.
         """
-        lane = self._lane(owner, config)
+        lane = self._lanes.get(owner) or self._new_lane(owner, config)
         batch = self._new_batch(lane, group)
         batch.members.append(member)
         batch.reason = FlushReason.MANUAL
         lane.buffered += 1
-        self._admitted(member)
         self._seal(batch)
         return batch
 
@@ -403,7 +408,9 @@ class Batcher(Generic[_Member]):
         """Take one member off the lane's count, and admit who waits for the place."""
         lane.buffered -= 1
         while lane.waiting and lane.has_room:
-            self._admit(lane, *lane.waiting.popleft())
+            group, member, weight = lane.waiting.popleft()
+            self._admit(lane, group, member, weight)
+            self._admitted(member)
         if lane.waiting:
             self._relieve(lane)
         if lane.buffered == 0:
@@ -439,8 +446,9 @@ class Batcher(Generic[_Member]):
     ) -> None:
         """Put a member into the batch its group is filling."""
         config = lane.config
+        most = config.max_weight
         batch = lane.open.get(group)
-        if batch is not None and _overflows(config, batch.weight + weight):
+        if batch is not None and most is not None and batch.weight + weight > most:
             self._fill(batch, FlushReason.WEIGHT)
             batch = None
         if batch is None:
@@ -450,18 +458,15 @@ class Batcher(Generic[_Member]):
         batch.members.append(member)
         batch.weight += weight
         lane.buffered += 1
-        self._admitted(member)
         if len(batch.members) >= config.size:
             self._fill(batch, FlushReason.SIZE)
-        elif config.max_weight is not None and batch.weight >= config.max_weight:
+        elif most is not None and batch.weight >= most:
             self._fill(batch, FlushReason.WEIGHT)
         elif batch.reason is None and batch.alarm is None:
             self._start_waiting(batch)
 
-    def _lane(self, owner: Hashable, config: BatchConfig) -> Lane[_Member]:
-        lane = self._lanes.get(owner)
-        if lane is None:
-            lane = self._lanes[owner] = Lane(owner, config)
+    def _new_lane(self, owner: Hashable, config: BatchConfig) -> Lane[_Member]:
+        lane = self._lanes[owner] = Lane(owner, config)
         return lane
 
     def _new_batch(self, lane: Lane[_Member], group: Hashable) -> Batch[_Member]:
@@ -596,10 +601,6 @@ def _open_batches(lane: Lane[_Member]) -> list[Batch[_Member]]:
     found = {b.sequence: b for queue in lane.queues.values() for b in queue}
     found.update((batch.sequence, batch) for batch in lane.open.values())
     return [found[sequence] for sequence in sorted(found)]
-
-
-def _overflows(config: BatchConfig, weight: float) -> bool:
-    return config.max_weight is not None and weight > config.max_weight
 
 
 def _deadline(batch: Batch[_Member]) -> tuple[float, FlushReason]:

@@ -16,10 +16,11 @@ from taskiq.batch import BatchInfo, FlushReason
 from taskiq.hooks import hooks_of, run_hooks
 from taskiq.receiver.batch_call import BatchCall
 from taskiq.receiver.batcher import Batch, Batcher, BatcherStatistics, BatchState
+from taskiq.receiver.cancellation import start_task
 from taskiq.receiver.capacity import RedeliveryWatch, ShortBatchWatch
 from taskiq.receiver.delivery import Member
 from taskiq.receiver.running import RunningTasks, Slots, start_for, wait_for_all
-from taskiq.receiver.settlement import result_of
+from taskiq.receiver.settlement import as_stored, result_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,7 @@ class Batching:
     :param executions: the semaphore a call takes one unit of; `None` for no limit.
     :param is_starved: whether the broker was asked for more and gives nothing now;
         `None` where no broker is listened to.
+    :param on_due: called when batches fall due and are about to start.
     :param clock: the time that batches wait by; `None` is the event loop's.
     """
 
@@ -54,6 +56,7 @@ class Batching:
         running: RunningTasks,
         executions: asyncio.Semaphore | None = None,
         is_starved: Callable[[], bool] | None = None,
+        on_due: Callable[[], object] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -64,6 +67,7 @@ class Batching:
         self._running = running
         self._executions = executions
         self._is_starved = is_starved
+        self._on_due = on_due
         self._watches: dict[str, ShortBatchWatch] = {}
         self._redeliveries = RedeliveryWatch()
         self._batcher: Batcher[Member] = Batcher(
@@ -77,24 +81,22 @@ class Batching:
         self._drains = 0
         self._is_abandoned = False
 
-    def add(self, member: Member) -> None:
-        """Take a message into the batch it belongs to, as soon as there is room."""
+    def add(self, member: Member) -> bool:
+        """Take a message into the batch it belongs to, as soon as there is room.
+
+        :returns: whether it needs no delivery slot: it was admitted, or given up.
+        """
         if self._is_abandoned:
             self._give_up([member])
-            return
+            return True
         self._redeliveries.took(member)
-        self._batcher.offer(
+        return self._batcher.offer(
             member.task,
             member.plan.config,
             member.group,
             member,
             member.weight,
         )
-
-    @property
-    def is_starting(self) -> bool:
-        """Whether a due batch is about to start, or waits for an execution slot."""
-        return self._starter is not None
 
     async def add_and_wait(self, member: Member) -> None:
         """Take a message in and return when it is settled.
@@ -103,7 +105,8 @@ class Batching:
         no result and no ack if its call has started.
         """
         settled = member.settled = self.loop.create_future()
-        self.add(member)
+        if self.add(member):
+            member.admitted()
         try:
             await settled
         except asyncio.CancelledError:
@@ -114,7 +117,7 @@ class Batching:
                 member,
                 member.weight,
             )
-            self._redeliveries.let_go(member)
+            self._redeliveries.let_go([member])
             raise
 
     async def run_alone(self, member: Member) -> None:
@@ -168,9 +171,10 @@ class Batching:
     def _give_up(self, members: list[Member]) -> None:
         if not members:
             return
+        self._redeliveries.let_go(members)
         for member in members:
             member.release()
-            self._done_with(member)
+            member.tell_settled()
         logger.warning(
             "Discarding %d buffered messages during Receiver cleanup, "
             "not acknowledged: %s.",
@@ -178,13 +182,10 @@ class Batching:
             ", ".join(str(member) for member in members),
         )
 
-    def _done_with(self, member: Member) -> None:
-        """Let go of a message, and wake whoever waits for that."""
-        self._redeliveries.let_go(member)
-        member.tell_settled()
-
     def _wake(self) -> None:
         if self._starter is None and self._batcher.is_ready:
+            if self._on_due is not None:
+                self._on_due()
             work, start = self._start_due(), self._running.start
             # What it starts works for this broker, too: contexts are inherited.
             self._starter = start_for(
@@ -255,8 +256,9 @@ class Batching:
                 slots.release_execution()
             if call.extra_calls:
                 info = replace(info, isolation_calls=call.extra_calls)
+            seconds = as_stored(call.seconds)
             results = [
-                result_of(outcome, call.seconds, message)
+                result_of(outcome, seconds, message)
                 for outcome, message in zip(outcomes, info.messages, strict=True)
             ]
             _log_batch(info, results, call.seconds)
@@ -264,11 +266,13 @@ class Batching:
                 await run_hooks(self._broker, "on_batch_end", subject, info, results)
             await self._settle(batch, results)
         finally:
-            # Whatever ended this early: nobody waits for these, nothing counts them.
-            for member in batch.members:
-                self._done_with(member)
-            for _ in range(batch.unsettled):
-                self._batcher.member_settled(batch)
+            self._redeliveries.let_go(batch.members)
+            if batch.unsettled:
+                # Ended early: nobody waits for these now, and nothing counts them.
+                for member in batch.members:
+                    member.tell_settled()
+                for _ in range(batch.unsettled):
+                    self._batcher.member_settled(batch)
             self._watch(info.task_name).settled(self._clock.time())
 
     async def _settle(
@@ -286,7 +290,7 @@ class Batching:
         def share() -> None:
             helpers = min(SETTLED_AT_ONCE, len(results)) - 1
             others.extend(
-                self.loop.create_task(self._settle_each(batch, pairs))
+                start_task(self.loop, self._settle_each(batch, pairs))
                 for _ in range(helpers)
             )
 
@@ -310,11 +314,15 @@ class Batching:
         pairs: Iterator[tuple[Member, TaskiqResult[Any]]],
     ) -> None:
         """Settle what is left of `pairs`, which is shared with other settlers."""
+        settle, member_settled = self._settlement.settle, self._batcher.member_settled
+        hooks = hooks_of(self._broker)
         for member, result in pairs:
-            if not member.is_given_up:
-                await self._settlement.settle(member, result)
-            self._done_with(member)
-            self._batcher.member_settled(batch)
+            waiter = member.settled
+            if waiter is None or not waiter.cancelled():
+                await settle(member, result, hooks)
+            if waiter is not None:
+                member.tell_settled()
+            member_settled(batch)
 
 
 class _Subject:

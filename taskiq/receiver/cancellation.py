@@ -113,11 +113,11 @@ async def within(seconds: float, work: Coroutine[Any, Any, _T]) -> _T:
 
     :raises TimeoutError: it took longer, and was cancelled.
     """
-    steps = work.__await__()
     try:
-        first = next(steps)
+        first = work.send(None)
     except StopIteration as done:
         return cast("_T", done.value)
+    steps = work.__await__()
     task = asyncio.current_task()
     if task is None:  # nothing to cancel
         return await _Begun(first, steps)

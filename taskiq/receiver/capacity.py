@@ -139,11 +139,12 @@ class RedeliveryWatch:
             first = self._held.setdefault(fingerprint, member)
             member.is_held_twice = first is not member
 
-    def let_go(self, member: Member) -> None:
-        """Note that a message is not held any more; more than once is no harm."""
-        fingerprint = member.fingerprint
-        if fingerprint is not None and self._held.get(fingerprint) is member:
-            del self._held[fingerprint]
+    def let_go(self, members: Iterable[Member]) -> None:
+        """Note that messages are not held any more; more than once is no harm."""
+        for member in members:
+            fingerprint = member.fingerprint
+            if fingerprint is not None and self._held.get(fingerprint) is member:
+                del self._held[fingerprint]
 
     @staticmethod
     def report(members: Iterable[Member]) -> None:

@@ -9,7 +9,7 @@ from taskiq.receiver.cancellation import within
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Coroutine, Hashable
 
     from taskiq.acks import AckController, AcknowledgeType
     from taskiq.message import TaskiqMessage
@@ -56,9 +56,9 @@ class Delivery:
         """Whether this is the moment to acknowledge it."""
         return self.ack_type is moment and self.controller.is_ackable
 
-    async def ack(self) -> None:
+    def ack(self) -> Coroutine[Any, Any, None]:
         """Acknowledge it, if its broker wants to know, whatever comes of it."""
-        await acknowledge(self.controller, self)
+        return acknowledge(self.controller, self)
 
     def __str__(self) -> str:
         return describe(self.message)
@@ -109,7 +109,11 @@ class Member(Delivery):
         controller: AckController,
         ack_type: AcknowledgeType,
     ) -> None:
-        super().__init__(message, task.function, controller, ack_type)
+        # What `Delivery` sets, without a call: there is one of these per message.
+        self.message = message
+        self.function = task.function
+        self.controller = controller
+        self.ack_type = ack_type
         self.task = task
         self.plan = plan
         self.key: Hashable = None
@@ -157,11 +161,6 @@ class Member(Delivery):
         if self.settled is not None and not self.settled.done():
             self.settled.set_result(None)
 
-    @property
-    def is_given_up(self) -> bool:
-        """Whether whoever waited for it was cancelled: it gets no result, no ack."""
-        return self.settled is not None and self.settled.cancelled()
-
 
 class Refused:
     """A delivery nobody can run: acknowledged, so that it does not come again."""
@@ -171,9 +170,9 @@ class Refused:
     def __init__(self, controller: AckController) -> None:
         self.controller = controller
 
-    async def ack(self) -> None:
+    def ack(self) -> Coroutine[Any, Any, None]:
         """Acknowledge it, if its broker wants to know, whatever comes of it."""
-        await acknowledge(self.controller, self)
+        return acknowledge(self.controller, self)
 
     def __str__(self) -> str:
         return "a message that nobody can run"

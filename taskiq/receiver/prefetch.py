@@ -8,6 +8,8 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from taskiq.receiver.running import Slots
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
@@ -23,10 +25,9 @@ _UNTIL_NEXT_INTERRUPTION: Final = 2.0
 class Prefetch:
     """Reads messages from a broker and hands them over, each with a delivery slot.
 
-    :param slots: the semaphore of deliveries; one unit is acquired before each read,
-        and belongs to whoever the message is handed to.
-    :param hand_over: takes a message that was read; returns whether others should get
-        their turn before the next one is read.
+    :param slots: the semaphore of deliveries; one unit is held at each read.
+    :param hand_over: takes a message that was read, and the slot it came with; returns
+        whether that slot was kept, to be given back later.
     :param most: how many messages to read at most, `None` for no limit.
     :ivar lifecycle_error: the first error of stopping the broker's generator.
     """
@@ -35,11 +36,13 @@ class Prefetch:
         self,
         broker: AsyncBroker,
         slots: asyncio.Semaphore,
-        hand_over: Callable[[bytes | AckableMessage], bool],
+        hand_over: Callable[[bytes | AckableMessage, Slots], bool],
         most: int | None,
     ) -> None:
         self._broker = broker
         self._slots = slots
+        # What the next message is read with, if it is held already.
+        self._held: Slots | None = None
         self._hand_over = hand_over
         self._most = most
         self._reader: asyncio.Task[Any] | None = None
@@ -48,7 +51,16 @@ class Prefetch:
         self._interruptions = 0
         # Whether the broker has been asked for a message and gave none yet.
         self.is_reading = False
+        self._gives_way = False
         self.lifecycle_error: Exception | None = None
+
+    def give_way(self) -> None:
+        """Let others have a turn before the next message is read.
+
+        A broker that always has a message never lets anybody else run: batches would
+        pile up to their limit before the first is called.
+        """
+        self._gives_way = True
 
     async def run(self, finish_event: asyncio.Event) -> None:
         """Read until `finish_event` is set, the limit is met or the broker ends.
@@ -62,6 +74,8 @@ class Prefetch:
                 await self._read_all(finish_event)
         finally:
             watcher.cancel()
+            if self._held is not None:
+                self._held.release()
             logger.info("Stopping prefetching messages...")
 
     async def _stop_on(self, finish_event: asyncio.Event) -> None:
@@ -95,19 +109,17 @@ class Prefetch:
 
         :returns: whether there was one.
         """
-        holds_slot = False
+        slots = self._held
         self._is_waiting = True
         try:
-            await self._slots.acquire()
-            holds_slot = True
+            if slots is None:
+                await self._slots.acquire()
+                slots = self._held = Slots(self._slots)
             self.is_reading = True
             message = await messages.__anext__()
         except StopAsyncIteration:
-            self._slots.release()
             return False
         except BaseException as exc:
-            if holds_slot:
-                self._slots.release()
             if not self._is_answer_to_interruption(exc):
                 raise
             return False
@@ -115,9 +127,10 @@ class Prefetch:
             self._is_waiting = self.is_reading = False
             if self._interruptions:
                 _forget_own_cancellations(self._interruptions)
-        if self._hand_over(message):
-            # A broker that always has a message never lets anybody else run: batches
-            # would pile up to their limit before the first is called.
+        if self._hand_over(message, slots):
+            self._held = None
+        if self._gives_way:
+            self._gives_way = False
             await asyncio.sleep(0)
         return True
 

@@ -41,7 +41,7 @@ from taskiq.receiver.execution import Call, Execution, is_process_pool
 from taskiq.receiver.prefetch import Prefetch
 from taskiq.receiver.prepared import PreparedTask
 from taskiq.receiver.running import RunningTasks, Slots, wait_for_all
-from taskiq.receiver.settlement import Settlement, result_of
+from taskiq.receiver.settlement import Settlement, as_stored, result_of
 from taskiq.utils import maybe_awaitable
 
 if sys.version_info < (3, 11):
@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("taskiq.receiver.receiver")
 
 _WHEN_RECEIVED: Final = AcknowledgeType.WHEN_RECEIVED
+#: Of every message whose broker wants no acknowledgement.
+_NOT_ACKABLE: Final = AckController(None)
 
 
 class Receiver:
@@ -166,7 +168,7 @@ class Receiver:
             return self.callback(message=message)
         delivery = self._receive(message)
         if isinstance(delivery, Member):
-            return self._buffer(delivery, self.batching)
+            return self._buffer(delivery, self.batching, None)
         return self._handle(delivery)
 
     async def run_in_place(self, message: bytes | AckableMessage) -> None:
@@ -184,13 +186,16 @@ class Receiver:
         # What a broker gives is not checked by anybody: a formatter may want text.
         given: Any = message
         # Asking a pydantic class is ten times slower than asking a built-in one.
-        if not isinstance(given, bytes) and isinstance(given, AckableMessage):
+        if given.__class__ is AckableMessage or (
+            not isinstance(given, bytes) and isinstance(given, AckableMessage)
+        ):
             data, controller = given.data, AckController(given.ack)
         else:
-            data, controller = given, AckController(None)
+            data, controller = given, _NOT_ACKABLE
         try:
             decoded = self.broker.formatter.loads(message=data)
-            decoded.parse_labels()
+            if decoded.labels_types:
+                decoded.parse_labels()
         except Exception:
             logger.warning("Cannot parse message: %r. Skipping.", data, exc_info=True)
             return Refused(controller)
@@ -248,7 +253,7 @@ class Receiver:
             return
         if logger.isEnabledFor(logging.INFO):
             _log_start(delivery)
-        error = await self._admit(delivery)
+        error = None if self._is_ready(delivery) else await self._admit(delivery)
         if error is not None:
             await self._settlement.settle_failure(delivery, error)
         elif isinstance(delivery, Member):
@@ -262,9 +267,18 @@ class Receiver:
             await self._settlement.settle(
                 delivery,
                 result,
+                hooks_of(self.broker),
                 is_error_told=True,
                 raise_err=raise_err,
             )
+
+    def _is_ready(self, delivery: Delivery) -> bool:
+        """Whether nothing comes before its task that `_admit` would have to do."""
+        if hooks_of(self.broker).pre_execute:
+            return False
+        if "ack_type" in delivery.message.labels and self._resolve_ack_type(delivery):
+            return False
+        return not delivery.is_acked_at(_WHEN_RECEIVED)
 
     async def _admit(self, delivery: Delivery) -> Exception | None:
         """Run what comes before a task: hooks, and the ack of a received message.
@@ -279,6 +293,7 @@ class Receiver:
         return error or bad_label
 
     def _resolve_ack_type(self, delivery: Delivery) -> Exception | None:
+        """Find out when it is acknowledged; give the error of a label that is none."""
         try:
             delivery.ack_type = self._get_ack_time(delivery.message)
         except ValueError as exc:
@@ -332,7 +347,7 @@ class Receiver:
                 timeout=message.labels.get("timeout"),
             )
             outcome, seconds = await guarded(self._execution.run(call))
-            result = result_of(outcome, seconds, message)
+            result = result_of(outcome, as_stored(seconds), message)
         if result.error is not None:
             await self._settlement.report_error(message, result)
         return result
@@ -373,40 +388,42 @@ class Receiver:
         self,
         member: Member,
         batching: Batching,
+        slots: Slots | None,
     ) -> Coroutine[Any, Any, None] | None:
         """Let a message join its batch, at once where nothing has to be awaited.
 
+        :param slots: what it was read with; it keeps them until it is admitted.
         :returns: the work left to do before it can join, or instead of it.
         """
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("Received message: %s", member.message)
-        if (
-            hooks_of(self.broker).pre_execute
-            or self._resolve_ack_type(member) is not None
-            or member.is_acked_at(_WHEN_RECEIVED)
-        ):
+        if not self._is_ready(member):
+            member.slots = slots
             return self._admit_to_batch(member, batching)
-        error = self._join(member, batching)
-        return None if error is None else self._fail(member, error)
+        error = member.place(validate=self.validate_params)
+        if error is not None:
+            member.slots = slots
+            return self._fail(member, error)
+        if not batching.add(member):
+            member.slots = slots
+        return None
 
     async def _admit_to_batch(self, member: Member, batching: Batching) -> None:
         """Let a message join its batch after what has to be awaited first."""
         is_joined = False
         try:
-            error = await self._admit(member) or self._join(member, batching)
-            is_joined = error is None
-            if error is not None:
+            error = await self._admit(member)
+            if error is None:
+                error = member.place(validate=self.validate_params)
+            if error is None:
+                is_joined = True
+                if batching.add(member):
+                    member.admitted()
+            else:
                 await self._settlement.settle_failure(member, error)
         finally:
             if not is_joined:
                 member.release()
-
-    def _join(self, member: Member, batching: Batching) -> Exception | None:
-        """Put a message into its batch, or say why it fits in none."""
-        error = member.place(validate=self.validate_params)
-        if error is None:
-            batching.add(member)
-        return error
 
     async def _fail(self, member: Member, error: Exception) -> None:
         """Settle a message that fits in no batch."""
@@ -452,6 +469,11 @@ class Receiver:
     def _is_starved(self) -> bool:
         """Whether the broker was asked for a message and gives none."""
         return self._prefetch is not None and self._prefetch.is_reading
+
+    def _give_way(self) -> None:
+        """Let the batch that is due start before another message is read."""
+        if self._prefetch is not None:
+            self._prefetch.give_way()
 
     async def wait_batches(self, reason: FlushReason = FlushReason.MANUAL) -> None:
         """Flush every batch, also those begun meanwhile, and wait for all of them.
@@ -509,6 +531,7 @@ class Receiver:
             self._running,
             executions=self.sem,
             is_starved=self._is_starved,
+            on_due=self._give_way,
             clock=self._clock,
         )
         stages = (
@@ -559,25 +582,23 @@ class Receiver:
         batching: Batching,
         is_for_callback: bool,
         message: bytes | AckableMessage,
+        slots: Slots,
     ) -> bool:
         """Send a message that was read on its way: into a batch, or to the runner.
 
-        :returns: whether it made a batch due, which should start before more is read.
+        :returns: whether it keeps the slot it was read with.
         """
-        slots = Slots(self.sem_prefetch)
         if is_for_callback:
             queue.put_nowait(_Arrival(message, None, slots))
-            return False
+            return True
         delivery = self._receive(message)
         if not isinstance(delivery, Member):
             queue.put_nowait(_Arrival(message, delivery, slots))
-            return False
-        delivery.slots = slots
-        was_starting = batching.is_starting
-        left_to_do = self._buffer(delivery, batching)
+            return True
+        left_to_do = self._buffer(delivery, batching, slots)
         if left_to_do is not None:
             self._running.start(batching.loop, left_to_do, Slots(), delivery)
-        return batching.is_starting and not was_starting
+        return delivery.slots is not None
 
     async def runner(self, queue: _Queue) -> None:
         """Start what the prefetcher queued, each with an execution slot, in order."""

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.acks import AcknowledgeType
 from taskiq.exceptions import NoResultError
-from taskiq.hooks import hooks_of, run_hooks
+from taskiq.hooks import HookLists, hooks_of, run_hooks
+from taskiq.models import maker_of
 from taskiq.outcome import Failed, Outcome
 from taskiq.receiver.cancellation import guarded, is_from_outside
 from taskiq.receiver.delivery import describe
@@ -35,30 +36,33 @@ def result_of(
 ) -> TaskiqResult[Any]:
     """Make the result object of one message.
 
-    :param seconds: how long its call took.
+    :param seconds: how long its call took, `as_stored`.
     """
-    error = outcome.error if isinstance(outcome, Failed) else None
-    result = _build_result(
+    if isinstance(outcome, Failed):
+        value, error = None, outcome.error
+    else:
+        value, error = outcome.value, None
+    return _result_of_fields(
         {
             "is_err": error is not None,
             "log": None,
-            "return_value": None if isinstance(outcome, Failed) else outcome.value,
-            "execution_time": round(seconds, 2),
+            "return_value": value,
+            "execution_time": seconds,
+            "labels": message.labels.copy(),
             "error": error,
-            "labels": message.labels,
         },
     )
-    object.__setattr__(result, "__pydantic_fields_set__", _FIELDS)
-    return result
 
 
-#: `TaskiqResult(**fields)` without unpacking and packing them again.
-_build_result: Final[Callable[[dict[str, Any]], TaskiqResult[Any]]] = (
-    TaskiqResult.__pydantic_validator__.validate_python
+_result_of_fields: Final[Callable[[dict[str, Any]], TaskiqResult[Any]]] = maker_of(
+    TaskiqResult,
 )
-#: One set for all, as every field is given: one of its own takes more memory than the
-#: rest of a small result.
-_FIELDS: Final = set(TaskiqResult.model_fields)
+
+
+def as_stored(seconds: float) -> float:
+    """Round how long a call took to what results tell of it."""
+    return round(seconds, 2)
+
 
 _WHEN_EXECUTED: Final = AcknowledgeType.WHEN_EXECUTED
 _WHEN_SAVED: Final = AcknowledgeType.WHEN_SAVED
@@ -73,30 +77,54 @@ class Settlement:
     async def settle_failure(self, delivery: Delivery, error: BaseException) -> None:
         """Settle a message that failed before its task could run."""
         logger.error("Cannot run %s: %s", delivery, error, exc_info=error)
-        await self.settle(delivery, result_of(Failed(error), 0, delivery.message))
+        result = result_of(Failed(error), 0, delivery.message)
+        await guarded(self.settle(delivery, result, hooks_of(self._broker)))
 
     async def settle(
         self,
         delivery: Delivery,
         result: TaskiqResult[Any],
+        hooks: HookLists,
         *,
         is_error_told: bool = False,
         raise_err: bool = False,
     ) -> None:
         """Take a message from its outcome to its end, each step in its order.
 
+        To be awaited under `guarded`.
+
+        :param hooks: those of the broker.
         :param is_error_told: whether the `on_error` hooks have run already.
         :param raise_err: raise what saving or a `post_save` hook raises.
         """
+        broker, message = self._broker, delivery.message
+        acked_at = delivery.ack_type if delivery.controller.is_ackable else None
         try:
-            await guarded(
-                self._take_to_its_end(
-                    delivery,
-                    result,
-                    is_error_told=is_error_told,
-                    raise_err=raise_err,
-                ),
-            )
+            if acked_at is _WHEN_EXECUTED:
+                await delivery.ack()
+            if result.error is not None and not is_error_told:
+                await self.report_error(message, result)
+            if hooks.post_execute:
+                await run_hooks(broker, "post_execute", delivery, message, result)
+            if result.error is None or not isinstance(result.error, NoResultError):
+                try:
+                    await broker.result_backend.set_result(message.task_id, result)
+                except Exception:
+                    logger.exception("Cannot set the result of %s.", delivery)
+                    if raise_err:
+                        raise
+                    return  # unacked if it had to be saved: the broker repeats it
+                if hooks.post_save:
+                    await run_hooks(
+                        broker,
+                        "post_save",
+                        delivery,
+                        message,
+                        result,
+                        raise_err=raise_err,
+                    )
+            if acked_at is _WHEN_SAVED:
+                await delivery.ack()
         except asyncio.CancelledError as exc:
             if is_from_outside(exc):
                 raise
@@ -105,42 +133,6 @@ class Settlement:
                 "Settling %s cancelled itself; what was left of it is not done.",
                 delivery,
             )
-
-    async def _take_to_its_end(
-        self,
-        delivery: Delivery,
-        result: TaskiqResult[Any],
-        *,
-        is_error_told: bool,
-        raise_err: bool,
-    ) -> None:
-        broker, message = self._broker, delivery.message
-        hooks = hooks_of(broker)
-        if delivery.is_acked_at(_WHEN_EXECUTED):
-            await delivery.ack()
-        if result.error is not None and not is_error_told:
-            await self.report_error(message, result)
-        if hooks.post_execute:
-            await run_hooks(broker, "post_execute", delivery, message, result)
-        if not isinstance(result.error, NoResultError):
-            try:
-                await broker.result_backend.set_result(message.task_id, result)
-            except Exception:
-                logger.exception("Cannot set the result of %s.", delivery)
-                if raise_err:
-                    raise
-                return  # unacknowledged if it had to be saved: the broker repeats it
-            if hooks.post_save:
-                await run_hooks(
-                    broker,
-                    "post_save",
-                    delivery,
-                    message,
-                    result,
-                    raise_err=raise_err,
-                )
-        if delivery.is_acked_at(_WHEN_SAVED):
-            await delivery.ack()
 
     async def report_error(
         self,
