@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence  # noqa: TC003 - see below
+from typing import Protocol
 
 # The dependency resolver evaluates the annotations of these constructors.
 from taskiq.abc.broker import AsyncBroker  # noqa: TC001
@@ -79,6 +80,18 @@ class Context:
         raise TaskRejectedError
 
 
+class Recipient(Protocol):
+    """A message of a batch, and those whose items are equal to its own."""
+
+    message: TaskiqMessage
+    controller: AckController
+
+    @property
+    def twins(self) -> Sequence[Recipient]:
+        """The messages of equal items, which are not passed to the function."""
+        ...
+
+
 class BatchContext(Context):
     """The messages a batch runs for, each under the index of its item.
 
@@ -86,40 +99,42 @@ class BatchContext(Context):
     a :class:`Context`; `message` is the first one. With `batch_coalesce` an item may
     stand for several messages: what is done for its index is done for each of them.
 
-    :param shares: for each item the messages it stands for, with their acks.
+    :param recipients: for each item the message it came with, and its twins.
     :ivar batch_id: unique id of this batch.
     :ivar flush_reason: why the batch left.
     """
 
     def __init__(
         self,
-        shares: Sequence[Sequence[tuple[TaskiqMessage, AckController]]],
+        recipients: Sequence[Recipient],
         broker: AsyncBroker,
         batch_id: str,
         flush_reason: FlushReason,
     ) -> None:
-        message, controller = shares[0][0]
-        super().__init__(message, broker, controller)
+        first = recipients[0]
+        super().__init__(first.message, broker, first.controller)
         self.batch_id = batch_id
         self.flush_reason = flush_reason
-        self._shares = shares
-        self._outcomes: list[Outcome | None] = [None] * len(shares)
+        self._recipients = recipients
+        self._outcomes: list[Outcome | None] = [None] * len(recipients)
         self._is_open = True
 
     @property
     def messages(self) -> Sequence[TaskiqMessage]:
         """The message of each item, in the order of the items."""
-        return tuple(share[0][0] for share in self._shares)
+        return tuple(recipient.message for recipient in self._recipients)
 
     @property
     def all_messages(self) -> Sequence[TaskiqMessage]:
         """Every message of this call, those of equal items included."""
-        return tuple(message for share in self._shares for message, _ in share)
+        return tuple(
+            each.message for first in self._recipients for each in (first, *first.twins)
+        )
 
     @property
     def size(self) -> int:
         """How many items the call has."""
-        return len(self._shares)
+        return len(self._recipients)
 
     def set_result(self, index: int, value: object) -> None:
         """Give one message its result, whatever the function returns or raises.
@@ -174,12 +189,12 @@ class BatchContext(Context):
         """
         if index is not None:
             self._check_index(index)
-            shares = self._shares[index : index + 1]
+            recipients = self._recipients[index : index + 1]
         else:
-            shares = self._shares
-        for share in shares:
-            for _, controller in share:
-                await _ack(controller)
+            recipients = self._recipients
+        for recipient in recipients:
+            for each in (recipient, *recipient.twins):
+                await _ack(each.controller)
 
     def close(self) -> Sequence[Outcome | None]:
         """Take no more outcomes: the call has ended. For the receiver's use.
@@ -191,8 +206,9 @@ class BatchContext(Context):
 
     async def _requeue_one(self, index: int) -> None:
         self._check_settable(index)
-        for message, _ in self._shares[index]:
-            await _send_again(self.broker, message)
+        recipient = self._recipients[index]
+        for each in (recipient, *recipient.twins):
+            await _send_again(self.broker, each.message)
         self._set_outcome(index, Failed(NoResultError()))
 
     def _set_outcome(self, index: int, outcome: Outcome) -> None:

@@ -1,5 +1,6 @@
 import asyncio
-from collections.abc import AsyncGenerator
+import dataclasses
+from collections.abc import AsyncGenerator, Sequence
 from types import SimpleNamespace
 from typing import Annotated, Any, TypeVar, cast
 
@@ -78,9 +79,18 @@ def message(task_id: str) -> TaskiqMessage:
     return TaskiqMessage(task_id=task_id, task_name="f", labels={}, args=[], kwargs={})
 
 
+@dataclasses.dataclass
+class Received:
+    message: TaskiqMessage
+    controller: AckController
+    twins: "Sequence[Received]" = ()
+
+
 def batch_tracker(broker: Broker, size: int) -> ProgressTracker[Any]:
-    shares = [[(message(str(number)), AckController(None))] for number in range(size)]
-    return ProgressTracker(BatchContext(shares, broker, "batch", FlushReason.SIZE))
+    received = [
+        Received(message(str(number)), AckController(None)) for number in range(size)
+    ]
+    return ProgressTracker(BatchContext(received, broker, "batch", FlushReason.SIZE))
 
 
 @pytest.fixture

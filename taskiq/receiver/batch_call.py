@@ -54,30 +54,35 @@ class BatchCall:
 
         :returns: an outcome for each member, in order.
         """
-        shares = self._shares()
-        outcomes, error = await self._call(shares)
+        passed = self._passed()
+        outcomes, error = await self._call(passed)
         if error is not None:
-            if len(shares) == 1 or not self._config.isolates(error):
+            if len(passed) == 1 or not self._config.isolates(error):
                 # Logged with its traceback where it was caught, once for all of them.
                 outcomes = [own or Failed(error) for own in outcomes]
-                return self._handed_out(shares, outcomes)
-            await self._isolate(shares, outcomes, error)
-        handed_out = self._handed_out(shares, outcomes)
+                return self._handed_out(passed, outcomes)
+            await self._isolate(passed, outcomes, error)
+        handed_out = self._handed_out(passed, outcomes)
         self._log_failures(handed_out)
         return handed_out
 
-    def _shares(self) -> list[list[Member]]:
-        """Gather the members whose items are passed to the function once."""
+    def _passed(self) -> Sequence[Member]:
+        """List the members whose items are passed: of equal ones the first.
+
+        The others become its `twins`.
+        """
         if self._config.coalesce is None:
-            return [[member] for member in self._members]
-        shares: dict[Hashable, list[Member]] = {}
+            return self._members
+        equal: dict[Hashable, list[Member]] = {}
         for member in self._members:
-            shares.setdefault(member.same, []).append(member)
-        return list(shares.values())
+            equal.setdefault(member.same, []).append(member)
+        for first, *twins in equal.values():
+            first.twins = twins
+        return [members[0] for members in equal.values()]
 
     def _handed_out(
         self,
-        shares: Sequence[Sequence[Member]],
+        passed: Sequence[Member],
         outcomes: Sequence[Outcome | None],
     ) -> list[Outcome]:
         """Give each member the outcome of its item."""
@@ -85,9 +90,9 @@ class BatchCall:
             return [outcome for outcome in outcomes if outcome is not None]
         by_member = {
             id(member): outcome
-            for share, outcome in zip(shares, outcomes, strict=True)
+            for first, outcome in zip(passed, outcomes, strict=True)
             if outcome is not None
-            for member in share
+            for member in (first, *first.twins)
         }
         return [by_member[id(member)] for member in self._members]
 
@@ -107,16 +112,16 @@ class BatchCall:
 
     async def _call(
         self,
-        shares: Sequence[Sequence[Member]],
+        passed: Sequence[Member],
     ) -> tuple[list[Outcome | None], BaseException | None]:
-        """Call the function with one item for each share.
+        """Call the function with the items of these members.
 
-        :returns: an outcome for each share, `None` where the error of the call is
+        :returns: an outcome for each of them, `None` where the error of the call is
             still to become one; and that error, if there is one.
         """
-        first = shares[0][0]
+        first = passed[0]
         context = BatchContext(
-            [[(member.message, member.controller) for member in s] for s in shares],
+            passed,
             self._broker,
             self._info.batch_id,
             self._info.flush_reason,
@@ -125,7 +130,7 @@ class BatchCall:
             Call(
                 task=first.task,
                 target=first.function,
-                args=([share[0].item for share in shares], *first.rest.args),
+                args=([member.item for member in passed], *first.rest.args),
                 kwargs=first.rest.kwargs,
                 context=context,
                 timeout=first.timeout,
@@ -138,7 +143,7 @@ class BatchCall:
         returned = outcomes_of_return(
             self._config.results,
             outcome.value,
-            len(shares),
+            len(passed),
             self._info.task_name,
         )
         return [
@@ -147,7 +152,7 @@ class BatchCall:
 
     async def _isolate(
         self,
-        shares: Sequence[Sequence[Member]],
+        passed: Sequence[Member],
         outcomes: list[Outcome | None],
         error: BaseException,
     ) -> None:
@@ -168,7 +173,7 @@ class BatchCall:
         )
         isolation = Isolation(len(suspects), error)
         while called := [suspects[index] for index in isolation.next_call()]:
-            results, failure = await self._call([shares[index] for index in called])
+            results, failure = await self._call([passed[index] for index in called])
             for index, result in zip(called, results, strict=True):
                 outcomes[index] = result
             if failure is None:

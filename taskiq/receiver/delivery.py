@@ -9,7 +9,7 @@ from taskiq.receiver.cancellation import within
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Hashable
+    from collections.abc import Callable, Coroutine, Hashable, Sequence
 
     from taskiq.acks import AckController, AcknowledgeType
     from taskiq.message import TaskiqMessage
@@ -75,6 +75,7 @@ class Member(Delivery):
     :ivar key: what else it is grouped by.
     :ivar weight: what it adds to its batch.
     :ivar same: equal for items that are passed to the function once.
+    :ivar twins: the messages of equal items, if this one's is passed for all of them.
     :ivar fingerprint: equal for deliveries of the same bytes; `None` where nobody
         delivers again what is not acknowledged.
     :ivar is_held_twice: whether it came while an equal one was held.
@@ -94,6 +95,7 @@ class Member(Delivery):
         "slots",
         "task",
         "timeout",
+        "twins",
         "weight",
     )
 
@@ -119,6 +121,7 @@ class Member(Delivery):
         self.key: Hashable = None
         self.weight = 0.0
         self.same: Hashable = None
+        self.twins: Sequence[Member] = ()
         self.fingerprint: int | None = None
         self.is_held_twice = False
         self.slots: Slots | None = None
