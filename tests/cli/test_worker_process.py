@@ -131,6 +131,17 @@ def test_the_main_process_never_imports_the_broker(hub: Hub, run: Run) -> None:
     assert worker.stop() == 0
 
 
+def test_an_application_s_modules_cost_no_garbage_collection(
+    hub: Hub,
+    run: Run,
+) -> None:
+    worker = run("--workers=1")
+    hub.wait_for_listeners()
+    (started,) = hub.all("startup")
+    assert started["frozen"] > 10_000
+    assert worker.stop() == 0
+
+
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_children_log_under_every_start_method(
     hub: Hub,

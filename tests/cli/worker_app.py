@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -48,7 +49,8 @@ class HubBroker(AsyncBroker):
 
     async def startup(self) -> None:
         await super().startup()
-        report("startup", loop=type(asyncio.get_running_loop()).__module__)
+        loop = type(asyncio.get_running_loop()).__module__
+        report("startup", loop=loop, frozen=gc.get_freeze_count())
 
     async def shutdown(self) -> None:
         report("shutdown")
