@@ -1251,6 +1251,29 @@ async def test_a_middleware_may_change_the_result_of_one_message() -> None:
         assert result.labels == {"stamp": task_id}
 
 
+@virtual
+async def test_what_a_middleware_does_to_a_result_does_nothing_to_its_message() -> None:
+    stored: list[dict[str, Any]] = []
+
+    class Stamp(TaskiqMiddleware):
+        def post_execute(self, message: TaskiqMessage, result: Result) -> None:
+            result.labels["stamp"] = "new"
+
+        def post_save(self, message: TaskiqMessage, result: Result) -> None:
+            stored.append({"message": message.labels, "result": result.labels})
+
+    worker = Worker(Stamp())
+
+    @worker.broker.task(batch=True, queue="fast")
+    async def shared(items: list[int]) -> str:
+        return "value"
+
+    await send(shared, 0)
+    await worker.run()
+    expected = {"queue": "fast"}
+    assert stored == [{"message": expected, "result": {**expected, "stamp": "new"}}]
+
+
 class BatchHooks(TaskiqMiddleware):
     """Writes down the hooks of batches, and raises in those it is told to."""
 

@@ -1,5 +1,8 @@
 import copy
+import enum
+import json
 import pickle
+import re
 import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -105,6 +108,60 @@ def test_the_default_option_handles_what_the_format_does_not_know(
 def test_json_is_escaped_unless_told_otherwise() -> None:
     assert JSONSerializer().dumpb({"a": "é", "b": 1}) == b'{"a": "\\u00e9", "b": 1}'
     assert JSONSerializer(ensure_ascii=False).dumpb("é") == '"é"'.encode()
+
+
+class Text(str):
+    """No plain text, but JSON all the same."""
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+json_keys = st.text() | st.integers() | st.booleans() | st.none() | st.floats()
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(categories=None))
+    | st.builds(Text, st.text())
+    | st.sampled_from(Level),
+    lambda inner: (
+        st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(json_keys, inner)
+    ),
+    max_leaves=10,
+)
+
+
+@given(value=json_values)
+def test_json_is_what_the_standard_library_writes(value: Any) -> None:
+    assert JSONSerializer().dumpb(value) == json.dumps(value).encode()
+
+
+def _nest(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def _circle() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Opaque(), {("a", "b"): 1}, {1, 2}, [b"bytes"], _circle(), _nest(100_000)],
+    ids=["object", "key", "set", "bytes", "circle", "depth"],
+)
+def test_what_json_cannot_write_is_the_standard_library_s_error(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError, RecursionError)) as expected:
+        json.dumps(value)
+    with pytest.raises(expected.type, match=re.escape(str(expected.value))):
+        JSONSerializer().dumpb(value)
 
 
 def test_json_is_read_from_bytes_only() -> None:

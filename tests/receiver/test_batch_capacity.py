@@ -126,6 +126,25 @@ def test_what_a_hook_let_go_on_holds_its_delivery_slot_until_there_is_room() -> 
     run_virtual(main())
 
 
+def test_a_broker_that_always_has_more_is_read_one_batch_ahead_of_the_calls() -> None:
+    async def main() -> None:
+        broker = QueueBroker()
+        delivered_at_calls: list[int] = []
+
+        @broker.task(batch=True, batch_size=2, batch_timeout=_LONG)
+        async def gather(items: list[int]) -> list[int]:
+            delivered_at_calls.append(len(broker.delivered))
+            return items
+
+        for item in range(8):
+            await gather.kiq(item)
+        broker.end()
+        await _receiver(broker).listen(asyncio.Event())
+        assert delivered_at_calls == [4, 6, 8, 8]
+
+    run_virtual(main())
+
+
 def test_a_call_takes_one_execution_slot_however_many_items_it_has() -> None:
     async def main() -> None:
         broker = QueueBroker()
