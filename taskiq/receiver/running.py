@@ -64,8 +64,10 @@ class Slots:
 
     def release(self) -> None:
         """Give back whatever is still held."""
-        self.release_execution()
-        self.release_delivery()
+        if self._execution is not None:
+            self.release_execution()
+        if self._delivery is not None:
+            self.release_delivery()
 
 
 class RunningTasks:
