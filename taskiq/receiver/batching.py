@@ -44,8 +44,8 @@ class Batching:
     :param executions: the semaphore a call takes one unit of; `None` for no limit.
     :param is_starved: whether the broker was asked for more and gives nothing now;
         `None` where no broker is listened to.
-    :param on_due: called when batches fall due and are about to start.
     :param clock: the time that batches wait by; `None` is the event loop's.
+    :ivar on_due: called when batches fall due and are about to start.
     """
 
     def __init__(
@@ -56,7 +56,6 @@ class Batching:
         running: RunningTasks,
         executions: asyncio.Semaphore | None = None,
         is_starved: Callable[[], bool] | None = None,
-        on_due: Callable[[], object] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -67,7 +66,7 @@ class Batching:
         self._running = running
         self._executions = executions
         self._is_starved = is_starved
-        self._on_due = on_due
+        self.on_due: Callable[[], object] | None = None
         self._watches: dict[str, ShortBatchWatch] = {}
         self._redeliveries = RedeliveryWatch()
         self._batcher: Batcher[Member] = Batcher(
@@ -184,8 +183,8 @@ class Batching:
 
     def _wake(self) -> None:
         if self._starter is None and self._batcher.is_ready:
-            if self._on_due is not None:
-                self._on_due()
+            if self.on_due is not None:
+                self.on_due()
             work, start = self._start_due(), self._running.start
             # What it starts works for this broker, too: contexts are inherited.
             self._starter = start_for(

@@ -276,7 +276,8 @@ class Receiver:
         """Whether nothing comes before its task that `_admit` would have to do."""
         if hooks_of(self.broker).pre_execute:
             return False
-        if "ack_type" in delivery.message.labels and self._resolve_ack_type(delivery):
+        has_label = "ack_type" in delivery.message.labels
+        if has_label and self._resolve_ack_type(delivery) is not None:
             return False
         return not delivery.is_acked_at(_WHEN_RECEIVED)
 
@@ -470,11 +471,6 @@ class Receiver:
         """Whether the broker was asked for a message and gives none."""
         return self._prefetch is not None and self._prefetch.is_reading
 
-    def _give_way(self) -> None:
-        """Let the batch that is due start before another message is read."""
-        if self._prefetch is not None:
-            self._prefetch.give_way()
-
     async def wait_batches(self, reason: FlushReason = FlushReason.MANUAL) -> None:
         """Flush every batch, also those begun meanwhile, and wait for all of them.
 
@@ -531,7 +527,6 @@ class Receiver:
             self._running,
             executions=self.sem,
             is_starved=self._is_starved,
-            on_due=self._give_way,
             clock=self._clock,
         )
         stages = (
@@ -560,17 +555,19 @@ class Receiver:
 
         :param queue: where messages go that wait for an execution slot.
         """
+        batching = self.batching
         self._prefetch = Prefetch(
             self.broker,
             self.sem_prefetch,
             hand_over=functools.partial(
                 self._hand_over,
                 queue,
-                self.batching,
+                batching,
                 self._has_own_callback,
             ),
             most=self.max_tasks_to_execute or None,
         )
+        batching.on_due = self._prefetch.give_way
         try:
             await self._prefetch.run(finish_event)
         finally:

@@ -532,6 +532,38 @@ async def test_a_bad_ack_label_becomes_the_error_of_its_message(
     assert "task work with ID id" in line
 
 
+@pytest.mark.parametrize("batch", [{}, {"batch": True, "batch_size": 1}])
+@pytest.mark.parametrize(
+    ("label", "error", "steps"),
+    [
+        ("manual", None, ["save"]),
+        ("when_received", None, ["ack", "save"]),
+        ("when_executed", None, ["ack", "save"]),
+        ("when_saved", None, ["save", "ack"]),
+        ("sometimes", ValueError, ["save", "ack"]),
+    ],
+)
+async def test_ack_labels_count_without_any_middleware(
+    batch: dict[str, Any],
+    label: str,
+    error: type[Exception] | None,
+    steps: list[str],
+) -> None:
+    worker = Worker()
+    worker.broker.middlewares.clear()
+
+    async def echo(item: Any) -> Any:
+        return item
+
+    work = worker.broker.register_task(echo, task_name="work", **batch)
+    message = message_bytes(work, 1, labels={"ack_type": label})
+    await worker.receiver.callback(worker.ackable(message))
+
+    found = worker.backend.results["id"].error
+    assert type(found) is (error or type(None))
+    assert worker.steps() == steps
+
+
 # -- No result, on purpose --------------------------------------------------------
 
 
