@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import multiprocessing
 import os
 import sys
 from contextlib import AsyncExitStack
@@ -46,8 +45,6 @@ def run_worker(args: WorkerArgs) -> int | None:
     :returns: exit status, `None` for success.
     :raises ValueError: files are to be watched, and the packages for that are missing.
     """
-    if sys.platform == "darwin":
-        multiprocessing.set_start_method("spawn")
     _set_up_logging(args)
     logger.info("Pid of a main process: %d", os.getpid())
     logger.info("Starting %d worker processes.", args.workers)
