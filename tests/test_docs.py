@@ -96,7 +96,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     subprocess.run(  # noqa: S603 - our own files
         [sys.executable, str(RUN_BLOCKS), str(log), *map(str, places)],
         check=True,
-        timeout=HANG,
+        timeout=4 * HANG,  # where nothing forks, each starts an interpreter
     )
     records = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
     return {

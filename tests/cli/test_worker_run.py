@@ -331,7 +331,7 @@ def test_a_parent_is_gone_when_its_sign_of_life_is_or_another_took_its_place(
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
     watch = ParentWatch()
     if is_adopted:
-        monkeypatch.setattr(os, "getppid", lambda: 1)
+        monkeypatch.setattr(os, "getppid", lambda: pid + 1)
     assert watch.is_gone() is is_gone
 
 
