@@ -9,6 +9,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Concatenate,
+    Final,
     Generic,
     ParamSpec,
     Protocol,
@@ -39,6 +40,10 @@ _ReturnType = TypeVar("_ReturnType")
 _Item = TypeVar("_Item")
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+#: From Python 3.14 on the annotations are not among them, but only what makes them,
+#: and those of the class would be found instead.
+_ADOPTED: Final = (*functools.WRAPPER_ASSIGNMENTS, "__annotations__")
 
 
 class AsyncTaskiqDecoratedTask(Generic[_FuncParams, _ReturnType]):
@@ -178,7 +183,7 @@ class AsyncTaskiqDecoratedTask(Generic[_FuncParams, _ReturnType]):
 
         An attribute of the function never overwrites one of the task's own.
         """
-        functools.update_wrapper(self, self.original_func, updated=())
+        functools.update_wrapper(self, self.original_func, _ADOPTED, updated=())
         for name, value in vars_of(self.original_func).items():
             if not hasattr(self, name):
                 setattr(self, name, value)

@@ -502,9 +502,11 @@ def _base_constructors(cls: type[BaseException]) -> Iterator[type[BaseException]
     up what `str()` reads.
     """
     for base in (each for each in cls.__mro__ if issubclass(each, BaseException)):
-        if base is not cls and "__init__" in vars(base):
+        is_built_in = base.__module__ == "builtins"
+        # From Python 3.14 on most of the built-in ones inherit their constructor.
+        if base is not cls and (is_built_in or "__init__" in vars(base)):
             yield base
-        if base.__module__ == "builtins":
+        if is_built_in:
             return
 
 

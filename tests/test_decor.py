@@ -7,6 +7,7 @@ import inspect
 import pickle
 import subprocess
 import sys
+import typing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,8 @@ def test_a_task_looks_like_its_function_from_outside() -> None:
     assert task.__wrapped__ is function
     assert inspect.signature(task) == inspect.signature(function)
     assert list(inspect.signature(task).parameters) == ["x", "y"]
+    assert task.__annotations__ == function.__annotations__
+    assert typing.get_type_hints(task) == typing.get_type_hints(function)
 
 
 def test_a_task_shows_its_name_whatever_its_class(queue_broker: QueueBroker) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -96,7 +97,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     subprocess.run(  # noqa: S603 - our own files
         [sys.executable, str(RUN_BLOCKS), str(log), *map(str, places)],
         check=True,
-        timeout=HANG,
+        timeout=4 * HANG,  # where nothing forks, each starts an interpreter
     )
     records = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
     return {
@@ -157,6 +158,10 @@ def test_a_client_gets_its_results_from_a_worker_of_its_page(
     assert outcome.output.split() == ["3", "0", "2", "4", "6", "8"], log
 
 
+@pytest.mark.skipif(
+    tuple(map(int, version("anyio").split(".")[:2])) < (4, 11),
+    reason="the settings that the page shows came with anyio 4.11",
+)
 def test_the_tests_that_the_testing_page_shows_pass(tmp_path: Path) -> None:
     page = DOCS / "guide" / "testing.md"
     for block in BLOCKS:

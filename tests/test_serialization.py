@@ -1,4 +1,3 @@
-import builtins
 import json
 import pickle
 import sys
@@ -30,6 +29,9 @@ from taskiq.serialization import (
     subclass_exception,
 )
 from taskiq.serialization import _UnpickleableExceptionWrapper as Wrapper
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
 
 
 class FragileKeyError(KeyError):
@@ -290,9 +292,8 @@ def test_an_exception_met_on_two_ways_is_kept_on_both() -> None:
     assert data["exc_cause"]["exc_cause"] == data["exc_context"]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="came with Python 3.11")
 def test_a_group_becomes_an_ordinary_exception() -> None:
-    data = dumped(vars(builtins)["ExceptionGroup"]("g", [ValueError(1)]))
+    data = dumped(ExceptionGroup("g", [ValueError(1)]))
 
     assert data["exc_message"] == ["g", "[ValueError(1)]"]
 

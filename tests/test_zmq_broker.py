@@ -23,6 +23,11 @@ from tests.support.recorders import RecordingBackend
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32",
+    reason="pyzmq does not work with the event loop of Windows, unless with tornado",
+)
+
 ANY_PORT = "tcp://127.0.0.1:*"
 
 #: Real seconds between two attempts to be heard by a worker that is connecting.

@@ -167,6 +167,6 @@ def test_an_ignore_file_that_cannot_be_read_ignores_the_change_and_says_so(
     watched: Watched,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    (watched.root / ".gitignore").write_bytes(b"\xff\xfe*.log")
+    (watched.root / ".gitignore").write_bytes(b"\x81*.log")
     assert watched.tells("a.log") == [False]
     assert "Cannot tell whether" in caplog.text

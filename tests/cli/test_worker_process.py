@@ -14,7 +14,7 @@ from typing import TypeAlias
 import pytest
 
 from ..support.hub import Hub
-from .worker_process import WorkerProcess, command_with
+from .worker_process import COMMAND, WorkerProcess, command_with
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32",
@@ -446,15 +446,21 @@ def test_a_batch_task_gives_every_message_its_own_result(hub: Hub, run: Run) -> 
 # -- A process pool ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "command",
+    [COMMAND, command_with("fork"), command_with("spawn")],
+    ids=["default", "fork", "spawn"],
+)
 def test_a_pool_process_finishes_its_task_when_all_processes_are_signalled(
     hub: Hub,
     run: Run,
+    command: tuple[str, ...],
 ) -> None:
     worker = run(
         "--workers=1",
         "--use-process-pool",
         "--max-process-pool-processes=2",
-        command=command_with("fork"),  # SIGTERM would kill a fork server
+        command=command,
     )
     hub.wait_for_listeners()
     task_id = hub.send("hold_sync")
@@ -469,6 +475,7 @@ def test_a_pool_process_finishes_its_task_when_all_processes_are_signalled(
     assert result["value"] not in worker.children
     assert hub.all("ack", id=task_id)
     assert "Traceback" not in worker.output
+    worker.wait_for_line("worker-0 .* ended: exit code 0")
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])

@@ -84,7 +84,9 @@ def process_settings() -> Iterator[None]:
     handlers = {signum: signal.getsignal(signum) for signum in signums}
     names = ("taskiq", "watchdog.observers.inotify_buffer")
     levels = {name: logging.getLogger(name).level for name in names}
+    method = multiprocessing.get_start_method(allow_none=True)
     yield
+    multiprocessing.set_start_method(method, force=True)
     for signum, handler in handlers.items():
         signal.signal(signum, handler)
     asyncio.set_event_loop(None)
@@ -331,7 +333,7 @@ def test_a_parent_is_gone_when_its_sign_of_life_is_or_another_took_its_place(
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
     watch = ParentWatch()
     if is_adopted:
-        monkeypatch.setattr(os, "getppid", lambda: 1)
+        monkeypatch.setattr(os, "getppid", lambda: pid + 1)
     assert watch.is_gone() is is_gone
 
 
@@ -451,7 +453,6 @@ class _Manager:
 @pytest.fixture
 def managers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(run, "ProcessManager", _Manager)
-    monkeypatch.setattr(sys, "platform", "linux")
     _Manager.made = []
     return _Manager.made
 
@@ -463,6 +464,29 @@ def test_the_status_of_the_manager_is_returned(managers: list[dict[str, Any]]) -
         {"args": args, "observer": None, "worker_function": start_listen},
     ]
     assert logging.getLogger("taskiq").level == logging.ERROR
+
+
+@pytest.mark.parametrize(
+    ("default", "chosen", "used"),
+    [
+        ("fork", None, None),
+        ("forkserver", None, "spawn"),
+        ("forkserver", "forkserver", "forkserver"),
+    ],
+)
+@pytest.mark.usefixtures("managers")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+def test_no_fork_server_is_used_unless_somebody_has_chosen_it(
+    monkeypatch: pytest.MonkeyPatch,
+    default: str,
+    chosen: str | None,
+    used: str | None,
+) -> None:
+    methods = [default, "spawn"]
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: methods)
+    multiprocessing.set_start_method(chosen, force=True)
+    run_worker(args_for("not:imported"))
+    assert multiprocessing.get_start_method(allow_none=True) == used
 
 
 def test_what_children_run_is_looked_up_when_they_are_started(

@@ -133,7 +133,7 @@ def test_no_cron_text_ends_in_another_error(cron: str) -> None:
         ("60 * * * *", "the minute '60' of .* matches none of 0 to 59"),
         ("* * * jan *", "the month 'jan' of .* matches none of 1 to 12"),
         ("* * * * 7", "the day of week '7' of .* matches none of 0 to 6"),
-        ("* */0 * * *", "the hour .* cannot be read: integer .*modulo by zero"),
+        ("* */0 * * *", "the hour .* cannot be read: .* by zero"),
         ("* * */x * *", "the day of month .* cannot be read"),
     ],
 )

@@ -87,7 +87,8 @@ class RunningCommand:
     def clean_up(self) -> None:
         """Leave no process behind, whatever the test has done."""
         assert self.process.stdout is not None
-        with suppress(ProcessLookupError):  # all of them have ended
+        # All of them have ended; of those not waited for macOS says it differently.
+        with suppress(ProcessLookupError, PermissionError):
             self.signal_all(Signals.SIGKILL)
         self.process.wait(HANG)
         self._reader.join(HANG)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -18,6 +19,8 @@ _RELEASED = (
     f"taskiq[cbor,msgpack,orjson]=={RELEASED_VERSION}",
     "taskiq-redis>=1.2",
     "taskiq-aio-pika>=0.6",
+    # How values are written depends on it.
+    f"pydantic=={version('pydantic')}",
 )
 _PRINT_VERSION = "from importlib.metadata import version; print(version('taskiq'))"
 

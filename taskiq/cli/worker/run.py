@@ -47,8 +47,7 @@ def run_worker(args: WorkerArgs) -> int | None:
     :returns: exit status, `None` for success.
     :raises ValueError: files are to be watched, and the packages for that are missing.
     """
-    if sys.platform == "darwin":
-        multiprocessing.set_start_method("spawn")
+    _choose_start_method()
     _set_up_logging(args)
     logger.info("Pid of a main process: %d", os.getpid())
     logger.info("Starting %d worker processes.", args.workers)
@@ -63,6 +62,18 @@ def run_worker(args: WorkerArgs) -> int | None:
     finally:
         if observer is not None:
             observer.stop()
+
+
+def _choose_start_method() -> None:
+    """Spawn processes where Python would have them forked by a fork server.
+
+    It does from version 3.14 on. A SIGTERM to all processes, as from service managers,
+    ends that server: whom it has forked is then taken for ended, and a pool for broken,
+    while they finish their tasks. A method that somebody has chosen stays.
+    """
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    if not chosen and multiprocessing.get_all_start_methods()[0] == "forkserver":
+        multiprocessing.set_start_method("spawn")
 
 
 def _set_up_logging(args: WorkerArgs) -> None:
