@@ -58,7 +58,7 @@ class Cast:
         """Give `value` as the parameter's type.
 
         :raises pydantic.ValidationError: when it cannot be.
-        :raises RuntimeError: when pydantic can make nothing of the type.
+        :raises pydantic.errors.PydanticUserError: when it can make nothing of the type.
         """
         if self._validate is None:
             if self._error is not None:
@@ -179,7 +179,7 @@ def _cast_in_place(
         logger.debug("Trying to parse %s of task %s", key, message.task_name)
     try:
         values[key] = cast(value)
-    except (ValueError, RuntimeError) as exc:
+    except (ValueError, RuntimeError, PydanticUserError) as exc:
         if cast.is_failure_news():
             logger.warning(
                 "Can't parse argument %s for task %s. Reason: %s",
