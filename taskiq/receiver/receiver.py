@@ -337,7 +337,7 @@ class Receiver:
                 task.casts.apply(message)
         except Exception as exc:
             logger.exception("Cannot prepare the call of %s.", describe(message))
-            result = result_of(Failed(exc), 0, message)
+            result = result_of(Failed(exc), 0.0, message)
         else:
             call = Call(
                 task=task,

@@ -77,7 +77,7 @@ class Settlement:
     async def settle_failure(self, delivery: Delivery, error: BaseException) -> None:
         """Settle a message that failed before its task could run."""
         logger.error("Cannot run %s: %s", delivery, error, exc_info=error)
-        result = result_of(Failed(error), 0, delivery.message)
+        result = result_of(Failed(error), 0.0, delivery.message)
         await guarded(self.settle(delivery, result, hooks_of(self._broker)))
 
     async def settle(

@@ -559,9 +559,11 @@ async def test_ack_labels_count_without_any_middleware(
     message = message_bytes(work, 1, labels={"ack_type": label})
     await worker.receiver.callback(worker.ackable(message))
 
-    found = worker.backend.results["id"].error
-    assert type(found) is (error or type(None))
+    result = worker.backend.results["id"]
+    assert type(result.error) is (error or type(None))
     assert worker.steps() == steps
+    # Made without validation, and yet what validation makes of it.
+    assert repr(result) == repr(TaskiqResult.model_validate(dict(result)))
 
 
 # -- No result, on purpose --------------------------------------------------------
