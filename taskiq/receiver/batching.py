@@ -316,7 +316,7 @@ class Batching:
         settle, member_settled = self._settlement.settle, self._batcher.member_settled
         hooks = hooks_of(self._broker)
         for member, result in pairs:
-            waiter = member.settled
+            waiter = member.settled  # mostly nobody
             if waiter is None or not waiter.cancelled():
                 await settle(member, result, hooks)
             if waiter is not None:

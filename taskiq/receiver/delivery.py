@@ -80,7 +80,8 @@ class Member(Delivery):
         delivers again what is not acknowledged.
     :ivar is_held_twice: whether it came while an equal one was held.
     :ivar slots: the capacity it holds until it is admitted, `None` for none.
-    :ivar settled: resolved when it is settled, where somebody waits for that.
+    :ivar settled: resolved when it is settled, where somebody waits for that; cancelled
+        when they have given it up: it gets no result and no acknowledgement.
     """
 
     __slots__ = (
