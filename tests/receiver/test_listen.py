@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from taskiq import AckableMessage, BrokerMessage, TaskiqMessage, TaskiqMiddleware
 from taskiq.receiver import Receiver
+from taskiq.receiver.cancellation import within
 from tests.receiver.journal import Worker, complaints
 from tests.support.brokers import QueueBroker, message_bytes
 from tests.support.virtual_time import run_virtual, virtual
@@ -682,6 +683,44 @@ async def test_an_interrupted_broker_has_time_to_clean_up() -> None:
     await listening
 
     assert is_clean
+
+
+@pytest.mark.parametrize("lost", [0, 1, 3])
+@virtual
+async def test_a_clean_up_may_limit_its_time_however_often_it_was_interrupted(
+    lost: int,
+) -> None:
+    """An interruption that was answered is over: it cancels no limit set later."""
+
+    class Tidy(Sore):
+        interruptions = 0
+        is_overdue = False
+
+        async def __anext__(self) -> bytes:
+            while self.interruptions <= lost:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    self.interruptions += 1
+            raise asyncio.CancelledError
+
+        async def aclose(self) -> None:
+            try:
+                await within(1, asyncio.Event().wait())
+            except TimeoutError:
+                self.is_overdue = True
+
+    messages = Tidy()
+    bench = Bench(broker=OwnListen(lambda: messages))
+    listening = bench.listen()
+    await idle()
+
+    bench.finish.set()
+    await listening
+
+    assert messages.is_overdue
+    assert messages.interruptions == lost + 1
+    bench.assert_capacity_is_restored(1, 1)
 
 
 @virtual
