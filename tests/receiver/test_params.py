@@ -223,6 +223,18 @@ def test_a_value_that_is_cast_already_stays(value: float | str) -> None:
     assert type(args[0]) is type(kwargs["y"]) is type(value)
 
 
+def test_what_is_of_the_right_class_is_checked_where_the_class_asks_for_it() -> None:
+    class Strict(pydantic.BaseModel, revalidate_instances="always"):
+        number: int
+
+    def task(x: Strict) -> None: ...
+
+    sent: Any = Strict.model_construct(number="1")
+
+    [given], _ = cast(task, sent)
+    assert given.number == 1
+
+
 # -- Values that cannot be cast ----------------------------------------------------
 
 
