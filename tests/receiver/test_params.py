@@ -136,6 +136,15 @@ def test_every_variadic_value_is_cast_to_the_one_annotation() -> None:
     assert cast(task, "1", "2", "3.5") == ([1, 2.0, 3.5], {})
 
 
+def test_a_parameter_without_an_annotation_takes_anything(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def task(x, *, y) -> None: ...  # type: ignore[no-untyped-def] # the rule
+
+    assert cast(task, "1", y=[2]) == (["1"], {"y": [2]})
+    assert complaints(caplog) == []
+
+
 def test_variadic_values_without_an_annotation_stay_as_they_are() -> None:
     def task(x: int, *rest) -> None: ...  # type: ignore[no-untyped-def] # the rule
 
