@@ -249,6 +249,26 @@ def test_under_the_highest_load_batches_leave_full() -> None:
     run_virtual(main())
 
 
+def test_a_batch_that_is_due_starts_however_many_messages_are_ready() -> None:
+
+    async def main() -> None:
+        broker = QueueBroker()
+        read: list[int] = []
+
+        async def gather(items: list[int]) -> None:
+            read.append(len(broker.delivered))
+
+        task = broker.register_task(gather, "gather", batch=True, batch_size=2)
+        for item in range(20):
+            await task.kiq(item)
+        broker.end()
+        await _receiver(broker, max_prefetch=100).listen(asyncio.Event())
+        # While its call is begun, one more batch may be read.
+        assert read[0] <= 2 * 2
+
+    run_virtual(main())
+
+
 # -- What is said -------------------------------------------------------------------
 
 

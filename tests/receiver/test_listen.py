@@ -635,6 +635,32 @@ async def test_a_message_given_in_answer_to_the_interruption_is_executed() -> No
     bench.assert_capacity_is_restored(1, 1)
 
 
+@virtual
+async def test_a_broker_that_is_being_opened_is_not_interrupted() -> None:
+    """It is opened to its end, so that it can be closed."""
+    is_closed = False
+
+    class Listening(Sore):
+        async def aclose(self) -> None:
+            nonlocal is_closed
+            is_closed = True
+
+    async def opened() -> Listening:
+        await asyncio.sleep(5)
+        return Listening(bench.data("a"))
+
+    bench = Bench(broker=OwnListen(opened))
+    listening = bench.listen()
+    await idle()
+
+    bench.finish.set()
+    await listening
+
+    assert is_closed
+    assert bench.started == []
+    assert len(bench.exits) == 1
+
+
 @pytest.mark.parametrize("lost", [0, 1, 5])
 @virtual
 async def test_a_broker_that_loses_interruptions_is_stopped_nevertheless(
