@@ -636,13 +636,14 @@ async def test_a_message_given_in_answer_to_the_interruption_is_executed() -> No
 
 
 @virtual
-async def test_a_broker_that_is_being_opened_is_not_interrupted() -> None:
-    """It is opened to its end, so that it can be closed."""
+async def test_opening_and_closing_a_broker_are_not_interrupted() -> None:
+    """Only waiting for a message is: what is opened to its end can be closed."""
     is_closed = False
 
     class Listening(Sore):
         async def aclose(self) -> None:
             nonlocal is_closed
+            await asyncio.sleep(5)
             is_closed = True
 
     async def opened() -> Listening:
