@@ -731,7 +731,8 @@ async def test_a_clean_up_may_limit_its_time_however_often_it_was_interrupted(
 
         async def aclose(self) -> None:
             try:
-                await within(1, asyncio.Event().wait())
+                # Longer than the reader waits before it interrupts once more.
+                await within(5, asyncio.Event().wait())
             except TimeoutError:
                 self.is_overdue = True
 
