@@ -238,6 +238,34 @@ async def test_hooks_run_outwards_after_the_task(is_async: bool) -> None:
     assert events[2:] == ["err2", "err1", "post2", "post1", "save2", "save1"]
 
 
+async def test_every_hook_is_given_the_result_that_is_saved() -> None:
+    class Keeping(TaskiqMiddleware):
+        def on_error(
+            self,
+            message: TaskiqMessage,
+            result: TaskiqResult[Any],
+            exception: BaseException,
+        ) -> None:
+            given.append(result)
+
+        def post_execute(
+            self,
+            message: TaskiqMessage,
+            result: TaskiqResult[Any],
+        ) -> None:
+            given.append(result)
+
+        def post_save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+            given.append(result)
+
+    given: list[TaskiqResult[Any]] = []
+    worker = Worker(Keeping())
+
+    saved = await worker.deliver(failing_task(worker))
+
+    assert [id(result) for result in given] == [id(saved)] * 3
+
+
 async def test_a_hook_patched_onto_the_instance_is_not_called() -> None:
     middleware = TaskiqMiddleware()
     called: list[str] = []
