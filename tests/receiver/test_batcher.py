@@ -527,6 +527,15 @@ def test_a_batch_that_fills_while_its_group_is_served_has_no_older_right() -> No
     assert [members for members, _ in bench.left()] == ["q", "cd"]
 
 
+def test_a_batch_that_is_open_while_its_group_is_served_has_no_older_right() -> None:
+    bench = Bench(size=2)
+    bench.offer("abc", group="busy")
+    bench.offer("q", group="quiet")
+    bench.finish(bench.take())
+    bench.clock.advance(10)
+    assert [members for members, _ in bench.left()] == ["q", "c"]
+
+
 def test_the_turn_of_a_batch_that_is_withdrawn_is_that_of_the_next() -> None:
     bench = Bench(size=1)
     bench.offer("abc", group="busy")
