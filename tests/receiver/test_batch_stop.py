@@ -363,7 +363,9 @@ def test_a_second_cancellation_cuts_the_grace_but_not_the_cleanup(
     run_virtual(main())
 
 
-def test_a_message_held_up_by_a_hook_is_let_go_when_the_broker_fails() -> None:
+def test_a_message_held_up_by_a_hook_is_let_go_when_the_broker_fails(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """It would join a batch after everybody was sent home, and stay there."""
 
     async def main() -> None:
@@ -378,6 +380,11 @@ def test_a_message_held_up_by_a_hook_is_let_go_when_the_broker_fails() -> None:
         worker.assert_as_new()
 
     run_virtual(main())
+    told = [r.getMessage() for r in caplog.records if "Discarding" in r.getMessage()]
+    assert [line.partition("not acknowledged: ")[2] for line in told] == [
+        "task work with ID id 1.",
+        "task work with ID id 2.",
+    ]
 
 
 def test_a_call_that_takes_its_time_to_clean_up_is_waited_for_so_long(
