@@ -306,6 +306,7 @@ def _end_by_a_failure(worker: Worker, listening: asyncio.Task[None]) -> None:
 def test_a_batch_stopped_in_any_state_leaves_nothing_and_can_be_delivered_again(
     state: str,
     end: Callable[[Worker, asyncio.Task[None]], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
         worker, listening, gate = await _reach(state)
@@ -320,6 +321,7 @@ def test_a_batch_stopped_in_any_state_leaves_nothing_and_can_be_delivered_again(
         await _deliver_again(worker, gate, is_due=state == "due")
 
     run_virtual(main())
+    assert "unexpected error" not in caplog.text
 
 
 async def _deliver_again(worker: Worker, gate: Gate | None, *, is_due: bool) -> None:

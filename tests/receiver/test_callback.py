@@ -238,6 +238,18 @@ async def test_hooks_run_outwards_after_the_task(is_async: bool) -> None:
     assert events[2:] == ["err2", "err1", "post2", "post1", "save2", "save1"]
 
 
+async def test_a_broker_may_have_a_class_of_its_own_for_what_is_acked() -> None:
+    class Traced(AckableMessage):
+        """As a broker may want to hand over more than there is a field for."""
+
+    worker = Worker()
+    given = worker.ackable(message_bytes(working_task(worker), 1, task_id="id"))
+
+    await worker.receiver.callback(Traced(data=given.data, ack=given.ack))
+
+    assert worker.steps() == ORDERS[AcknowledgeType.WHEN_SAVED]
+
+
 async def test_every_hook_is_given_the_result_that_is_saved() -> None:
     class Keeping(TaskiqMiddleware):
         def on_error(

@@ -287,6 +287,22 @@ async def test_prepared_data_follow_the_function_registered_now() -> None:
     assert not receiver.dependency_graphs["task"].is_empty()
 
 
+async def test_whether_a_task_runs_in_batches_follows_what_is_registered_now() -> None:
+    worker = Worker()
+
+    async def echo(items: list[int]) -> list[int]:
+        return items
+
+    worker.broker.register_task(echo, task_name="task", batch=True, batch_size=1)
+    assert "task" in worker.receiver.known_tasks
+    task = worker.broker.register_task(echo, task_name="task")
+
+    result = await worker.deliver(task, [1, 2])
+
+    assert result is not None
+    assert result.return_value == [1, 2]
+
+
 async def test_a_function_that_cannot_be_prepared_does_not_run_as_its_predecessor(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
