@@ -539,6 +539,16 @@ async def test_a_broken_pre_execute_becomes_the_error_of_its_message(
 # -- A bad ack_type label ---------------------------------------------------------
 
 
+async def test_a_bad_ack_label_is_an_error_where_there_are_no_hooks_too() -> None:
+    worker = Worker(TaskiqMiddleware())
+
+    result = await worker.deliver(working_task(worker), labels={"ack_type": "often"})
+
+    assert result is not None
+    assert "Invalid ack_type label" in str(result.error)
+    assert worker.steps() == ["save", "ack"]
+
+
 @pytest.mark.parametrize("label", ["sometimes", 7, ["manual"]])
 async def test_a_bad_ack_label_becomes_the_error_of_its_message(
     label: Any,
