@@ -318,6 +318,9 @@ def test_a_batch_stopped_in_any_state_leaves_nothing_and_can_be_delivered_again(
             assert isinstance(error, BaseExceptionGroup)
         is_done = state == "open" and end is _end_by_finishing
         assert worker.broker.acked == (["id 1", "id 2"] if is_done else [])
+        told = [line for line in caplog.messages if "not acknowledged: " in line]
+        for task_id in ("id 1", "id 2"):
+            assert any(task_id in line for line in told) is not is_done
         await _deliver_again(worker, gate, is_due=state == "due")
 
     run_virtual(main())
