@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from taskiq import AckableMessage, TaskiqMessage, TaskiqMiddleware, TaskiqResult
@@ -345,6 +346,29 @@ async def _deliver_again(worker: Worker, gate: Gate | None, *, is_due: bool) -> 
     assert worker.calls[-1] == [1, 2]
     assert worker.broker.acked[-2:] == ["id 1", "id 2"]
     worker.assert_as_new()
+
+
+def test_a_scope_that_is_over_leaves_a_call_the_time_for_its_cleanup() -> None:
+    async def main() -> None:
+        worker = Worker()
+        steps: list[str] = []
+
+        async def careful(items: list[int]) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(2)
+                steps.append("cleaned up")
+
+        task = worker.broker.register_task(careful, "careful", batch=True, batch_size=1)
+        await task.kiq(1)
+        with anyio.move_on_after(1):
+            await worker.receiver.listen(worker.finish)
+        assert steps == ["cleaned up"]
+        assert asyncio.get_running_loop().time() == 3
+        worker.assert_as_new()
+
+    run_virtual(main())
 
 
 @pytest.mark.parametrize("state", _STATES)
