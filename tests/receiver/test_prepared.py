@@ -130,18 +130,22 @@ def test_a_limited_receiver_does_not_warn(caplog: pytest.LogCaptureFixture) -> N
     assert complaints(caplog) == []
 
 
-def test_the_jitter_is_drawn_once_and_added_to_both_limits(draws: Draws) -> None:
+@pytest.mark.parametrize("jitter", [1, 4])
+def test_the_jitter_is_drawn_once_and_added_to_both_limits(
+    draws: Draws,
+    jitter: int,
+) -> None:
     receiver = Receiver(
         QueueBroker(),
         max_async_tasks=3,
-        max_async_tasks_jitter=4,
+        max_async_tasks_jitter=jitter,
         max_prefetch=2,
     )
 
-    assert draws.asked == [(0, 4)]
+    assert draws.asked == [(0, jitter)]
     assert receiver.sem is not None
-    assert receiver.sem._value == 7
-    assert receiver.sem_prefetch._value == 9
+    assert receiver.sem._value == 3 + jitter
+    assert receiver.sem_prefetch._value == 5 + jitter
 
 
 @pytest.mark.parametrize(("limit", "jitter"), [(3, 0), (None, 4), (0, 4), (-1, 4)])
