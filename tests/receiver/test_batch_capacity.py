@@ -6,7 +6,7 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Any
 
-from taskiq import AckableMessage, TaskiqResult
+from taskiq import AckableMessage, TaskiqMessage, TaskiqMiddleware, TaskiqResult
 from taskiq.receiver import Receiver
 from tests.support.brokers import QueueBroker
 from tests.support.recorders import RecordingBackend, RecordingMiddleware
@@ -410,6 +410,38 @@ def test_a_batch_that_fills_is_nothing_to_warn_of(
 def test_slow_traffic_is_nothing_to_warn_of(caplog: pytest.LogCaptureFixture) -> None:
     """Every batch leaves with one message, but the broker holds none back."""
     _listen_with_limit(100, 20, gap=2)
+    assert "again and again" not in caplog.text
+
+
+def test_a_broker_that_is_not_asked_for_more_holds_nothing_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each batch waits in vain, as all delivery slots are taken meanwhile."""
+
+    class SlowToAdmit(TaskiqMiddleware):
+        async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+            if message.task_name == "other":
+                await asyncio.sleep(1.05)
+            return message
+
+    async def main() -> None:
+        broker = QueueBroker().with_middlewares(SlowToAdmit())
+        calls: list[list[int]] = []
+        gather = _gather(broker, calls, batch_size=10, batch_timeout=1)
+
+        @broker.task(task_name="other", batch=True, batch_size=1)
+        async def other(items: list[int]) -> None: ...
+
+        for item in range(20):
+            await gather.kiq(item)
+            if item % 2:
+                await other.kiq(item)
+                await other.kiq(item)
+        broker.end()
+        await _receiver(broker, max_prefetch=0).listen(asyncio.Event())
+        assert calls == [[item, item + 1] for item in range(0, 20, 2)]
+
+    run_virtual(main())
     assert "again and again" not in caplog.text
 
 
