@@ -571,7 +571,15 @@ class Spelling(BaseModel):  # noqa: PLW1641 - it cannot be hashed
         return isinstance(other, Spelling) and self.word.lower() == other.word.lower()
 
 
+class Loose(BaseModel):
+    value: Any
+
+
 async def of_model(items: list[int], options: Options) -> Any:
+    return items
+
+
+async def of_loose_model(items: list[int], loose: Loose) -> Any:
     return items
 
 
@@ -617,6 +625,15 @@ def test_objects_that_cannot_be_hashed_are_compared_by_value() -> None:
         [0, 1],
         [2],
     ]
+
+
+def test_fields_of_models_are_told_apart_by_their_types_too() -> None:
+    values: list[Any] = [1, 1.0, True, [1], [True]]
+    assert groups_of(
+        of_loose_model,
+        *(call(Loose(value=value)) for value in values),
+        *(call({"value": value}) for value in values),
+    ) == [[0, 5], [1, 6], [2, 7], [3, 8], [4, 9]]
 
 
 def test_a_model_decides_for_itself_what_equals_it() -> None:

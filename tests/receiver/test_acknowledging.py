@@ -198,7 +198,7 @@ def test_what_ends_in_spite_of_its_cancellation_has_ended() -> None:
         await assert_next_limit_works()
 
     async def assert_next_limit_works() -> None:
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match="no end within 1 s"):
             await within(1, asyncio.sleep(100))
 
     in_a_task(main())

@@ -6,7 +6,7 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Any
 
-from taskiq import AckableMessage, TaskiqResult
+from taskiq import AckableMessage, TaskiqMessage, TaskiqMiddleware, TaskiqResult
 from taskiq.receiver import Receiver
 from tests.support.brokers import QueueBroker
 from tests.support.recorders import RecordingBackend, RecordingMiddleware
@@ -141,6 +141,33 @@ def test_a_broker_that_always_has_more_is_read_one_batch_ahead_of_the_calls() ->
         broker.end()
         await _receiver(broker).listen(asyncio.Event())
         assert delivered_at_calls == [4, 6, 8, 8]
+
+    run_virtual(main())
+
+
+def test_what_fits_in_no_batch_holds_its_delivery_slot_until_it_is_settled() -> None:
+    class Endless(RecordingBackend):
+        async def set_result(self, task_id: str, result: TaskiqResult[Any]) -> None:
+            await saved.wait()
+            await super().set_result(task_id, result)
+
+    saved = asyncio.Event()
+
+    async def main() -> None:
+        broker = QueueBroker()
+        backend = Endless()
+        broker.with_result_backend(backend)
+        gather = _gather(broker, [])
+        for _ in range(10):
+            await gather.kiq("no number")
+        broker.end()
+        receiver = _receiver(broker, max_async_tasks=2, max_prefetch=1)
+        listening = asyncio.ensure_future(receiver.listen(asyncio.Event()))
+        await asyncio.sleep(1)
+        assert len(broker.delivered) == 3
+        saved.set()
+        await listening
+        assert len(backend.saved) == len(broker.acked) == 10
 
     run_virtual(main())
 
@@ -383,6 +410,38 @@ def test_a_batch_that_fills_is_nothing_to_warn_of(
 def test_slow_traffic_is_nothing_to_warn_of(caplog: pytest.LogCaptureFixture) -> None:
     """Every batch leaves with one message, but the broker holds none back."""
     _listen_with_limit(100, 20, gap=2)
+    assert "again and again" not in caplog.text
+
+
+def test_a_broker_that_is_not_asked_for_more_holds_nothing_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each batch waits in vain, as all delivery slots are taken meanwhile."""
+
+    class SlowToAdmit(TaskiqMiddleware):
+        async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+            if message.task_name == "other":
+                await asyncio.sleep(1.05)
+            return message
+
+    async def main() -> None:
+        broker = QueueBroker().with_middlewares(SlowToAdmit())
+        calls: list[list[int]] = []
+        gather = _gather(broker, calls, batch_size=10, batch_timeout=1)
+
+        @broker.task(task_name="other", batch=True, batch_size=1)
+        async def other(items: list[int]) -> None: ...
+
+        for item in range(20):
+            await gather.kiq(item)
+            if item % 2:
+                await other.kiq(item)
+                await other.kiq(item)
+        broker.end()
+        await _receiver(broker, max_prefetch=0).listen(asyncio.Event())
+        assert calls == [[item, item + 1] for item in range(0, 20, 2)]
+
+    run_virtual(main())
     assert "again and again" not in caplog.text
 
 

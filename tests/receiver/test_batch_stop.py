@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from taskiq import AckableMessage, TaskiqMessage, TaskiqMiddleware, TaskiqResult
@@ -306,6 +307,7 @@ def _end_by_a_failure(worker: Worker, listening: asyncio.Task[None]) -> None:
 def test_a_batch_stopped_in_any_state_leaves_nothing_and_can_be_delivered_again(
     state: str,
     end: Callable[[Worker, asyncio.Task[None]], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
         worker, listening, gate = await _reach(state)
@@ -317,9 +319,13 @@ def test_a_batch_stopped_in_any_state_leaves_nothing_and_can_be_delivered_again(
             assert isinstance(error, BaseExceptionGroup)
         is_done = state == "open" and end is _end_by_finishing
         assert worker.broker.acked == (["id 1", "id 2"] if is_done else [])
+        told = [line for line in caplog.messages if "not acknowledged: " in line]
+        for task_id in ("id 1", "id 2"):
+            assert any(task_id in line for line in told) is not is_done
         await _deliver_again(worker, gate, is_due=state == "due")
 
     run_virtual(main())
+    assert "unexpected error" not in caplog.text
 
 
 async def _deliver_again(worker: Worker, gate: Gate | None, *, is_due: bool) -> None:
@@ -340,6 +346,29 @@ async def _deliver_again(worker: Worker, gate: Gate | None, *, is_due: bool) -> 
     assert worker.calls[-1] == [1, 2]
     assert worker.broker.acked[-2:] == ["id 1", "id 2"]
     worker.assert_as_new()
+
+
+def test_a_scope_that_is_over_leaves_a_call_the_time_for_its_cleanup() -> None:
+    async def main() -> None:
+        worker = Worker()
+        steps: list[str] = []
+
+        async def careful(items: list[int]) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(2)
+                steps.append("cleaned up")
+
+        task = worker.broker.register_task(careful, "careful", batch=True, batch_size=1)
+        await task.kiq(1)
+        with anyio.move_on_after(1):
+            await worker.receiver.listen(worker.finish)
+        assert steps == ["cleaned up"]
+        assert asyncio.get_running_loop().time() == 3
+        worker.assert_as_new()
+
+    run_virtual(main())
 
 
 @pytest.mark.parametrize("state", _STATES)
@@ -363,7 +392,9 @@ def test_a_second_cancellation_cuts_the_grace_but_not_the_cleanup(
     run_virtual(main())
 
 
-def test_a_message_held_up_by_a_hook_is_let_go_when_the_broker_fails() -> None:
+def test_a_message_held_up_by_a_hook_is_let_go_when_the_broker_fails(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """It would join a batch after everybody was sent home, and stay there."""
 
     async def main() -> None:
@@ -378,6 +409,11 @@ def test_a_message_held_up_by_a_hook_is_let_go_when_the_broker_fails() -> None:
         worker.assert_as_new()
 
     run_virtual(main())
+    told = [r.getMessage() for r in caplog.records if "Discarding" in r.getMessage()]
+    assert [line.partition("not acknowledged: ")[2] for line in told] == [
+        "task work with ID id 1.",
+        "task work with ID id 2.",
+    ]
 
 
 def test_a_call_that_takes_its_time_to_clean_up_is_waited_for_so_long(

@@ -206,8 +206,11 @@ def test_the_idle_timeout_counts_from_the_first_member_too() -> None:
     assert bench.left() == [("a", FlushReason.IDLE)]
 
 
-def test_an_idle_timeout_longer_than_the_timeout_changes_nothing() -> None:
-    bench = Bench(timeout=10, idle_timeout=99)
+@pytest.mark.parametrize("idle_timeout", [10, 99])
+def test_an_idle_timeout_no_shorter_than_the_timeout_changes_nothing(
+    idle_timeout: float,
+) -> None:
+    bench = Bench(timeout=10, idle_timeout=idle_timeout)
     bench.offer("a")
     bench.clock.advance(10)
     assert bench.left() == [("a", FlushReason.TIMEOUT)]
@@ -392,6 +395,21 @@ def test_pressure_makes_no_batches_of_one_out_of_a_full_load() -> None:
     assert sizes == [4] * 6
 
 
+def test_pressure_waits_for_the_places_of_all_calls_that_have_ended() -> None:
+    bench = Bench(size=3, max_buffered=5)
+    bench.offer("abcde")
+    bench.batcher.flush(FlushReason.MANUAL)
+    three, two = bench.take(), bench.take()
+    bench.offer("fghij")
+    for batch in (three, two):
+        bench.batcher.call_ended(batch)
+    for _ in two.members:
+        bench.batcher.member_settled(two)
+        assert bench.take_nothing()
+    bench.batcher.member_settled(three)
+    assert bench.take().members == ["f", "g", "h"]
+
+
 def test_tasks_do_not_use_up_each_others_bound() -> None:
     bench = Bench(size=2, max_buffered=2)
     bench.offer("abc", owner="busy")
@@ -507,6 +525,15 @@ def test_a_batch_that_fills_while_its_group_is_served_has_no_older_right() -> No
     bench.clock.advance(10)
     bench.finish(running)
     assert [members for members, _ in bench.left()] == ["q", "cd"]
+
+
+def test_a_batch_that_is_open_while_its_group_is_served_has_no_older_right() -> None:
+    bench = Bench(size=2)
+    bench.offer("abc", group="busy")
+    bench.offer("q", group="quiet")
+    bench.finish(bench.take())
+    bench.clock.advance(10)
+    assert [members for members, _ in bench.left()] == ["q", "c"]
 
 
 def test_the_turn_of_a_batch_that_is_withdrawn_is_that_of_the_next() -> None:

@@ -238,6 +238,46 @@ async def test_hooks_run_outwards_after_the_task(is_async: bool) -> None:
     assert events[2:] == ["err2", "err1", "post2", "post1", "save2", "save1"]
 
 
+async def test_a_broker_may_have_a_class_of_its_own_for_what_is_acked() -> None:
+    class Traced(AckableMessage):
+        """As a broker may want to hand over more than there is a field for."""
+
+    worker = Worker()
+    given = worker.ackable(message_bytes(working_task(worker), 1, task_id="id"))
+
+    await worker.receiver.callback(Traced(data=given.data, ack=given.ack))
+
+    assert worker.steps() == ORDERS[AcknowledgeType.WHEN_SAVED]
+
+
+async def test_every_hook_is_given_the_result_that_is_saved() -> None:
+    class Keeping(TaskiqMiddleware):
+        def on_error(
+            self,
+            message: TaskiqMessage,
+            result: TaskiqResult[Any],
+            exception: BaseException,
+        ) -> None:
+            given.append(result)
+
+        def post_execute(
+            self,
+            message: TaskiqMessage,
+            result: TaskiqResult[Any],
+        ) -> None:
+            given.append(result)
+
+        def post_save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+            given.append(result)
+
+    given: list[TaskiqResult[Any]] = []
+    worker = Worker(Keeping())
+
+    saved = await worker.deliver(failing_task(worker))
+
+    assert [id(result) for result in given] == [id(saved)] * 3
+
+
 async def test_a_hook_patched_onto_the_instance_is_not_called() -> None:
     middleware = TaskiqMiddleware()
     called: list[str] = []
@@ -497,6 +537,16 @@ async def test_a_broken_pre_execute_becomes_the_error_of_its_message(
 
 
 # -- A bad ack_type label ---------------------------------------------------------
+
+
+async def test_a_bad_ack_label_is_an_error_where_there_are_no_hooks_too() -> None:
+    worker = Worker(TaskiqMiddleware())
+
+    result = await worker.deliver(working_task(worker), labels={"ack_type": "often"})
+
+    assert result is not None
+    assert "Invalid ack_type label" in str(result.error)
+    assert worker.steps() == ["save", "ack"]
 
 
 @pytest.mark.parametrize("label", ["sometimes", 7, ["manual"]])

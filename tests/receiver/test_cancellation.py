@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 
 @types.coroutine
-def one_step() -> Generator[None, None, None]:
-    yield
+def two_steps() -> Generator[str, None, None]:
+    yield "first"
+    yield "second"
 
 
-async def work_of_one_step() -> str:
-    await one_step()
+async def work_of_two_steps() -> str:
+    await two_steps()
     return "done"
 
 
@@ -53,14 +54,21 @@ async def test_a_cleanup_is_finished_before_its_cancellation_is_told() -> None:
 
 def test_a_cancellation_at_the_very_moment_of_the_limit_is_one() -> None:
     async def main() -> None:
+        told: list[bool] = []
+
         async def work() -> None:
-            await within(1, asyncio.Event().wait())
+            try:
+                await within(1, asyncio.Event().wait())
+            except asyncio.CancelledError as exc:
+                told.append(is_from_outside(exc))
+                raise
 
         loop = asyncio.get_running_loop()
         task = start_task(loop, work())
         loop.call_later(1, task.cancel)
         await asyncio.wait([task])
         assert task.cancelled()
+        assert told == [True]
 
     run_virtual(main())
 
@@ -87,14 +95,16 @@ def test_what_ends_in_spite_of_its_limit_is_done_and_nobody_is_cancelled() -> No
 async def test_work_that_belongs_to_no_asyncio_task_has_no_limit() -> None:
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[str] = loop.create_future()
+    steps: list[str] = []
 
     def drive() -> None:
-        work = within(1, work_of_one_step())
+        work = within(1, work_of_two_steps())
         try:
             while True:
-                work.send(None)
+                steps.append(work.send(None))
         except StopIteration as stop:
             ended.set_result(stop.value)
 
     loop.call_soon(drive)  # a callback of the loop runs in no task
     assert await ended == "done"
+    assert steps == ["first", "second"]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from taskiq import AckableMessage, BrokerMessage, TaskiqMessage, TaskiqMiddleware
 from taskiq.receiver import Receiver
+from taskiq.receiver.cancellation import within
 from tests.receiver.journal import Worker, complaints
 from tests.support.brokers import QueueBroker, message_bytes
 from tests.support.virtual_time import run_virtual, virtual
@@ -634,6 +635,33 @@ async def test_a_message_given_in_answer_to_the_interruption_is_executed() -> No
     bench.assert_capacity_is_restored(1, 1)
 
 
+@virtual
+async def test_opening_and_closing_a_broker_are_not_interrupted() -> None:
+    """Only waiting for a message is: what is opened to its end can be closed."""
+    is_closed = False
+
+    class Listening(Sore):
+        async def aclose(self) -> None:
+            nonlocal is_closed
+            await asyncio.sleep(5)
+            is_closed = True
+
+    async def opened() -> Listening:
+        await asyncio.sleep(5)
+        return Listening(bench.data("a"))
+
+    bench = Bench(broker=OwnListen(opened))
+    listening = bench.listen()
+    await idle()
+
+    bench.finish.set()
+    await listening
+
+    assert is_closed
+    assert bench.started == []
+    assert len(bench.exits) == 1
+
+
 @pytest.mark.parametrize("lost", [0, 1, 5])
 @virtual
 async def test_a_broker_that_loses_interruptions_is_stopped_nevertheless(
@@ -682,6 +710,42 @@ async def test_an_interrupted_broker_has_time_to_clean_up() -> None:
     await listening
 
     assert is_clean
+
+
+@pytest.mark.parametrize("lost", [0, 1, 3])
+@virtual
+async def test_a_clean_up_may_limit_its_time_however_often_it_was_interrupted(
+    lost: int,
+) -> None:
+    """An interruption that was answered is over: it cancels no limit set later."""
+
+    class Tidy(Sore):
+        is_overdue = False
+
+        async def __anext__(self) -> bytes:
+            for _ in range(lost):
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+            await asyncio.Event().wait()
+            raise NotImplementedError
+
+        async def aclose(self) -> None:
+            try:
+                # Longer than the reader waits before it interrupts once more.
+                await within(5, asyncio.Event().wait())
+            except TimeoutError:
+                self.is_overdue = True
+
+    messages = Tidy()
+    bench = Bench(broker=OwnListen(lambda: messages))
+    listening = bench.listen()
+    await idle()
+
+    bench.finish.set()
+    await listening
+
+    assert messages.is_overdue
+    bench.assert_capacity_is_restored(1, 1)
 
 
 @virtual

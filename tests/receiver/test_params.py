@@ -136,6 +136,15 @@ def test_every_variadic_value_is_cast_to_the_one_annotation() -> None:
     assert cast(task, "1", "2", "3.5") == ([1, 2.0, 3.5], {})
 
 
+def test_a_parameter_without_an_annotation_takes_anything(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def task(x, *, y) -> None: ...  # type: ignore[no-untyped-def] # the rule
+
+    assert cast(task, "1", y=[2]) == (["1"], {"y": [2]})
+    assert complaints(caplog) == []
+
+
 def test_variadic_values_without_an_annotation_stay_as_they_are() -> None:
     def task(x: int, *rest) -> None: ...  # type: ignore[no-untyped-def] # the rule
 
@@ -221,6 +230,18 @@ def test_a_value_that_is_cast_already_stays(value: float | str) -> None:
     assert args == [value]
     assert kwargs == {"y": value}
     assert type(args[0]) is type(kwargs["y"]) is type(value)
+
+
+def test_what_is_of_the_right_class_is_checked_where_the_class_asks_for_it() -> None:
+    class Strict(pydantic.BaseModel, revalidate_instances="always"):
+        number: int
+
+    def task(x: Strict) -> None: ...
+
+    sent: Any = Strict.model_construct(number="1")
+
+    [given], _ = cast(task, sent)
+    assert given.number == 1
 
 
 # -- Values that cannot be cast ----------------------------------------------------

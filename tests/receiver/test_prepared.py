@@ -130,18 +130,22 @@ def test_a_limited_receiver_does_not_warn(caplog: pytest.LogCaptureFixture) -> N
     assert complaints(caplog) == []
 
 
-def test_the_jitter_is_drawn_once_and_added_to_both_limits(draws: Draws) -> None:
+@pytest.mark.parametrize("jitter", [1, 4])
+def test_the_jitter_is_drawn_once_and_added_to_both_limits(
+    draws: Draws,
+    jitter: int,
+) -> None:
     receiver = Receiver(
         QueueBroker(),
         max_async_tasks=3,
-        max_async_tasks_jitter=4,
+        max_async_tasks_jitter=jitter,
         max_prefetch=2,
     )
 
-    assert draws.asked == [(0, 4)]
+    assert draws.asked == [(0, jitter)]
     assert receiver.sem is not None
-    assert receiver.sem._value == 7
-    assert receiver.sem_prefetch._value == 9
+    assert receiver.sem._value == 3 + jitter
+    assert receiver.sem_prefetch._value == 5 + jitter
 
 
 @pytest.mark.parametrize(("limit", "jitter"), [(3, 0), (None, 4), (0, 4), (-1, 4)])
@@ -285,6 +289,22 @@ async def test_prepared_data_follow_the_function_registered_now() -> None:
     assert receiver.task_hints["task"]["x"] is str
     assert list(receiver.task_signatures["task"].parameters) == ["x", "y"]
     assert not receiver.dependency_graphs["task"].is_empty()
+
+
+async def test_whether_a_task_runs_in_batches_follows_what_is_registered_now() -> None:
+    worker = Worker()
+
+    async def echo(items: list[int]) -> list[int]:
+        return items
+
+    worker.broker.register_task(echo, task_name="task", batch=True, batch_size=1)
+    assert "task" in worker.receiver.known_tasks
+    task = worker.broker.register_task(echo, task_name="task")
+
+    result = await worker.deliver(task, [1, 2])
+
+    assert result is not None
+    assert result.return_value == [1, 2]
 
 
 async def test_a_function_that_cannot_be_prepared_does_not_run_as_its_predecessor(

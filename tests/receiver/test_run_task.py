@@ -911,6 +911,32 @@ async def test_cancelling_the_callback_ends_it_after_teardown_without_result_and
     assert worker.backend.results == {}
 
 
+async def test_a_teardown_that_fails_after_a_cancellation_is_told_and_changes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = Worker(propagate_exceptions=False)
+    started = asyncio.Event()
+
+    async def broken() -> AsyncGenerator[int, None]:
+        yield 1
+        raise OSError("not closed")
+
+    @worker.broker.task
+    async def task(value: Annotated[int, TaskiqDepends(broken)]) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    callback = asyncio.create_task(worker.deliver(task))
+    await started.wait()
+    callback.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await callback
+    [line] = complaints(caplog)
+    assert "task with ID id" in line
+    assert worker.steps() == ["pre_execute"]
+
+
 async def test_cancelling_the_callback_of_a_sync_task_ends_it_at_once() -> None:
     go_on = threading.Event()
     started = asyncio.Event()
