@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -575,12 +575,42 @@ class Loose(BaseModel):
     value: Any
 
 
+class FrozenLoose(BaseModel, frozen=True):
+    value: Any
+
+
+@dataclasses.dataclass
+class LooseDataclass:
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenLooseDataclass:
+    value: Any
+
+
+class LooseTuple(NamedTuple):
+    value: Any
+
+
+@dataclasses.dataclass
+class Noted:
+    name: str
+    note: str = dataclasses.field(default="", compare=False)
+
+
 async def of_model(items: list[int], options: Options) -> Any:
     return items
 
 
-async def of_loose_model(items: list[int], loose: Loose) -> Any:
-    return items
+def of_one_more(kind: type[Any]) -> Any:
+    """Make a batch function with one more argument, of this type."""
+
+    async def of_kind(items: list[int], more: Any) -> Any:
+        return items
+
+    of_kind.__annotations__["more"] = kind
+    return of_kind
 
 
 async def of_model_with_its_own_equality(items: list[int], spelling: Spelling) -> Any:
@@ -627,13 +657,34 @@ def test_objects_that_cannot_be_hashed_are_compared_by_value() -> None:
     ]
 
 
-def test_fields_of_models_are_told_apart_by_their_types_too() -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [Loose, FrozenLoose, LooseDataclass, FrozenLooseDataclass],
+)
+def test_fields_are_told_apart_by_their_types_too(kind: type[Any]) -> None:
     values: list[Any] = [1, 1.0, True, [1], [True]]
     assert groups_of(
-        of_loose_model,
-        *(call(Loose(value=value)) for value in values),
+        of_one_more(kind),
+        *(call(kind(value=value)) for value in values),
         *(call({"value": value}) for value in values),
     ) == [[0, 5], [1, 6], [2, 7], [3, 8], [4, 9]]
+
+
+def test_entries_of_named_tuples_are_told_apart_by_their_types_too() -> None:
+    values: list[Any] = [[1], [1.0], [True], [1]]
+    assert groups_of(
+        of_one_more(LooseTuple),
+        *(call(value) for value in values),
+    ) == [[0, 3], [1], [2]]
+
+
+def test_a_field_that_is_not_compared_keeps_nothing_apart() -> None:
+    assert groups_of(
+        of_one_more(Noted),
+        call({"name": "a", "note": "first"}),
+        call({"name": "a", "note": "second"}),
+        call({"name": "b"}),
+    ) == [[0, 1], [2]]
 
 
 def test_a_model_decides_for_itself_what_equals_it() -> None:

@@ -6,6 +6,7 @@ The messages of one group have equal arguments beside their item, and an equal
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from dataclasses import dataclass
@@ -224,15 +225,16 @@ def _check_weight(value: object) -> None:
 
 
 class _ByValue:
-    """Makes a value that cannot be hashed the key of a dict, equal by value."""
+    """Makes any value the key of a dict: equal by value, and by its fields' types."""
 
-    __slots__ = ("_hash", "_value")
+    __slots__ = ("_hash", "_key", "_value")
 
     def __init__(self, value: Any) -> None:
         # Raises here, for its own message, if the value cannot be compared at all.
         bool(value == value)  # noqa: PLR0124
         self._value = value
-        self._hash = hash((value.__class__, _fields_key(value)))
+        self._key = (value.__class__, _fields_key(value))
+        self._hash = hash(self._key)
 
     def __hash__(self) -> int:
         return self._hash
@@ -240,15 +242,21 @@ class _ByValue:
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, _ByValue)
-            and type(self._value) is type(other._value)
+            and self._key == other._key
             and bool(self._value == other._value)
         )
 
 
 def _fields_key(value: Any) -> Hashable:
-    """Tell values apart cheaply where they are known to be compared by fields."""
+    """Give the key of the fields of what is compared by its fields."""
     if isinstance(value, BaseModel) and type(value).__eq__ is BaseModel.__eq__:
         return freeze(value.__dict__)
+    if dataclasses.is_dataclass(value):
+        return tuple(
+            freeze(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.compare
+        )
     return None
 
 
@@ -261,14 +269,27 @@ def freeze(value: Any) -> Hashable:
     kind: type[Any] = value.__class__
     if kind is str:
         return value  # type: ignore[no-any-return] # narrowed by its exact type
-    if kind is list or kind is tuple:
+    if kind is list or _is_tuple(value):
         return (kind, tuple(freeze(each) for each in value))
     if kind is dict:
         return (kind, frozenset((freeze(k), freeze(v)) for k, v in value.items()))
     if kind is set or kind is frozenset:
         return (kind, frozenset(freeze(each) for each in value))
+    is_plain = _is_hashable(value) and not _has_fields(value)
+    return (kind, value) if is_plain else _ByValue(value)
+
+
+def _is_tuple(value: object) -> bool:
+    return isinstance(value, tuple)  # named ones, too
+
+
+def _has_fields(value: object) -> bool:
+    return isinstance(value, BaseModel) or dataclasses.is_dataclass(value)
+
+
+def _is_hashable(value: object) -> bool:
     try:
         hash(value)
     except TypeError:
-        return _ByValue(value)
-    return (kind, value)
+        return False
+    return True

@@ -32,19 +32,14 @@ CANCEL_GRACE = 5.0
 class Slots:
     """Units of capacity held for one delivery; each is given back exactly once.
 
-    :param delivery: the semaphore of deliveries, from the moment one was acquired.
-    :param execution: the semaphore of executions, from the moment one was acquired.
+    :param delivery: the semaphore of deliveries, if one unit of it was acquired.
     """
 
     __slots__ = ("_delivery", "_execution")
 
-    def __init__(
-        self,
-        delivery: asyncio.Semaphore | None = None,
-        execution: asyncio.Semaphore | None = None,
-    ) -> None:
+    def __init__(self, delivery: asyncio.Semaphore | None = None) -> None:
         self._delivery = delivery
-        self._execution = execution
+        self._execution: asyncio.Semaphore | None = None
 
     def hold_execution(self, execution: asyncio.Semaphore) -> None:
         """Hold one more unit, which the caller has acquired."""
@@ -175,14 +170,11 @@ def is_working_for(broker: object) -> bool:
 async def wait_for_all(
     tasks: Iterable[asyncio.Task[Any]],
     timeout: float | None,
-) -> bool:
+) -> None:
     """Wait for tasks without taking their errors.
 
     :param timeout: seconds, `None` for no limit.
-    :returns: whether all of them ended in time.
     """
     waited_for = set(tasks)
-    if not waited_for:
-        return True
-    _, left = await asyncio.wait(waited_for, timeout=timeout)
-    return not left
+    if waited_for:
+        await asyncio.wait(waited_for, timeout=timeout)
