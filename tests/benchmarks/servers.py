@@ -21,7 +21,7 @@ TITLES = {
 }
 OURS = "ours: batches of 100"
 BARE = "bare client, each acknowledged in turn"
-TOGETHER = "bare client, acknowledged 32 at once"
+TOGETHER = "bare client, acknowledged 16 at once"
 RELEASED = "taskiq 0.13.0: one call a message"
 CELERY = "celery-batches 0.11: batches of 100"
 #: By title, on this checkout.

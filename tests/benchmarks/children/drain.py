@@ -196,7 +196,7 @@ async def acknowledge(
     clock: DrainClock,
     together: bool,
 ) -> None:
-    """Acknowledge in turn, or up to 32 at once as the settling of a batch does."""
+    """Acknowledge in turn, or up to 16 at once as the settling of a batch does."""
     if not together:
         for ack, subject in acks:
             clock.called(1)
@@ -209,7 +209,7 @@ async def acknowledge(
             clock.called(1)
             await ack(subject)
 
-    await asyncio.gather(*(settle() for _ in range(min(32, len(acks)))))
+    await asyncio.gather(*(settle() for _ in range(min(16, len(acks)))))
 
 
 async def consume_plugin(broker: AsyncBroker, clock: DrainClock) -> None:
