@@ -35,7 +35,8 @@ logger = logging.getLogger("taskiq.receiver.receiver")
 
 #: Messages of one batch that are settled at the same time. Clients make a connection
 #: for each acknowledgement that is under way: with 32 of them Redis streams are drained
-#: an eighth more slowly on a fast network, with 8 there is more to wait for on a slow one.
+#: an eighth more slowly on a fast network; with 8 there is more to wait for on a slow
+#: one.
 SETTLED_AT_ONCE = 16
 
 

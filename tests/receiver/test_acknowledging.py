@@ -9,6 +9,7 @@ import pytest
 
 from taskiq import AckableMessage, BrokerMessage
 from taskiq.receiver import Receiver
+from taskiq.receiver.batching import SETTLED_AT_ONCE
 from taskiq.receiver.cancellation import start_task, uninterrupted, within
 from taskiq.receiver.delivery import ACK_PATIENCE
 from tests.support.brokers import QueueBroker
@@ -53,25 +54,30 @@ class AwayBroker(QueueBroker):
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - nobody would set an event
+    for _ in range(1000):  # turns of the event loop
+        if condition():
+            return
         await asyncio.sleep(0)
+    raise AssertionError("it never came")
 
 
 def test_the_messages_of_a_batch_are_acknowledged_side_by_side() -> None:
     async def main() -> None:
         broker = AwayBroker()
 
-        @broker.task("add", batch=True, batch_size=20)
+        size = SETTLED_AT_ONCE
+
+        @broker.task("add", batch=True, batch_size=size)
         async def add(numbers: list[int]) -> int:
             return sum(numbers)
 
-        await broker.send(add, 20)
-        listening = broker.listen_to_all(max_async_tasks=20)
-        await until(lambda: len(broker.asked) == 20)
+        await broker.send(add, size)
+        listening = broker.listen_to_all(max_async_tasks=size)
+        await until(lambda: len(broker.asked) == size)
         assert broker.acked == []
         broker.answers.set()
         await listening
-        assert sorted(broker.acked) == sorted(f"id {item}" for item in range(20))
+        assert sorted(broker.acked) == sorted(f"id {item}" for item in range(size))
 
     run_virtual(main())
 
