@@ -417,9 +417,9 @@ class Receiver:
             if error is None:
                 error = member.place(validate=self.validate_params)
             if error is None:
-                is_joined = True
                 if batching.add(member):
                     member.admitted()
+                is_joined = True
             else:
                 await self._settlement.settle_failure(member, error)
         finally:
