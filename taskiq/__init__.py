@@ -35,7 +35,9 @@ if TYPE_CHECKING:
         TaskiqError,
         TaskiqResultTimeoutError,
     )
+    from taskiq.exceptions import SendManyError as SendManyError
     from taskiq.funcs import gather
+    from taskiq.funcs import gather_results as gather_results
     from taskiq.message import BrokerMessage, TaskiqMessage
     from taskiq.middlewares import (
         PrometheusMiddleware,
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 
 __version__: str
 
-# The names of taskiq 0.13.0; those of batching are imported by name only, so that a
+# The names of taskiq 0.13.0; what came after it is imported by name only, so that a
 # star import gives what it always gave.
 __all__ = [
     "AckableMessage",
@@ -107,11 +109,12 @@ _NAMES_OF_MODULES = {
         "ResultGetError",
         "ResultIsReadyError",
         "SecurityError",
+        "SendManyError",
         "SendTaskError",
         "TaskiqError",
         "TaskiqResultTimeoutError",
     ],
-    "taskiq.funcs": ["gather"],
+    "taskiq.funcs": ["gather", "gather_results"],
     "taskiq.message": ["BrokerMessage", "TaskiqMessage"],
     "taskiq.middlewares": [
         "PrometheusMiddleware",

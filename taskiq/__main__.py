@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from importlib.metadata import EntryPoint, entry_points
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from taskiq import __version__
-from taskiq.abc.cmd import TaskiqCMD
+import taskiq
+from taskiq.cli.commands import GROUP, load_commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from importlib.metadata import EntryPoint
 
-#: Entry points of this group are subcommands: the name, and a class of `TaskiqCMD`.
-_GROUP: Final = "taskiq_cli"
+    from taskiq.abc.cmd import TaskiqCMD
+
+#: A subcommand that a probe runs every few seconds: it is run without looking for any
+#: other, which would take ten times as long as itself.
+_PROBE: Final = "health"
 
 #: What shells report for a command that was interrupted: 128 + SIGINT.
 _INTERRUPTED: Final = 130
@@ -25,11 +29,14 @@ def main() -> None:
 
     :raises SystemExit: with what the subcommand returned, 2 for a bad command line.
     """
-    commands = load_commands(entry_points(group=_GROUP))
+    if sys.argv[1:2] == [_PROBE]:
+        commands = {_PROBE: _probe()}
+    else:
+        commands = load_commands(entry_points(group=GROUP))
     parser = _parser(commands)
     args, _ = parser.parse_known_args()
     if args.version:
-        print(__version__)  # noqa: T201 - the output of the command
+        print(taskiq.__version__)  # noqa: T201 - the output of the command
         return
     if args.subcommand is None:
         parser.print_help()
@@ -44,24 +51,16 @@ def main() -> None:
         sys.exit(status)
 
 
-def load_commands(points: Iterable[EntryPoint]) -> dict[str, TaskiqCMD]:
-    """Instantiate the subcommands; one that cannot be imported is printed and skipped.
+def entry_points(group: str) -> Iterable[EntryPoint]:
+    """Find the entry points of a group, in every distribution that is installed."""
+    from importlib import metadata  # noqa: PLC0415 - a probe does not wait for it
 
-    :param points: entry points; what is no subclass of `TaskiqCMD` is skipped.
-    :returns: the commands by name.
-    :raises TypeError: an entry point is no class.
-    """
-    commands: dict[str, TaskiqCMD] = {}
-    for point in points:
-        try:
-            command = point.load()
-        except ImportError as exc:
-            message = f"Could not load the command {point.value}. Cause: {exc}"
-            print(message)  # noqa: T201 - logging is the subcommand's to configure
-            continue
-        if issubclass(command, TaskiqCMD):
-            commands[point.name] = command()
-    return commands
+    return metadata.entry_points(group=group)
+
+
+def _probe() -> TaskiqCMD:
+    command: TaskiqCMD = import_module("taskiq.cli.health.cmd").HealthCMD()
+    return command
 
 
 def _parser(commands: Mapping[str, TaskiqCMD]) -> ArgumentParser:
@@ -71,6 +70,8 @@ def _parser(commands: Mapping[str, TaskiqCMD]) -> ArgumentParser:
         description="The command line of taskiq, a distributed task queue.\n"
         "Its subcommands are plugins, found through their entry points;\n"
         f"{len(commands)} of them are installed.",
+        epilog="`taskiq COMMAND --help` tells of one command, with examples.\n"
+        'eval "$(taskiq completion bash)" completes its words; zsh and fish, too.',
     )
     parser.add_argument(
         "-V",

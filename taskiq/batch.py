@@ -11,11 +11,14 @@ import asyncio
 import collections.abc
 import enum
 import inspect
+import logging
 import math
 import types
 import typing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from pydantic import ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from taskiq.callables import (
     function_name,
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from taskiq.message import TaskiqMessage
+
+logger = logging.getLogger("taskiq")
 
 #: Whether a return value belongs to the whole batch or is a list of one per item.
 BatchResults: TypeAlias = Literal["shared", "each"]
@@ -93,7 +98,7 @@ class BatchConfig:
     def __str__(self) -> str:
         """Name the decorator's arguments that are in effect, with their values."""
         values = {
-            name: getattr(self, name.removeprefix("batch_")) for name in _ARGUMENTS
+            name: getattr(self, name.removeprefix("batch_")) for name in BATCH_ARGUMENTS
         }
         return ", ".join(
             f"{name}={_readable(value)}"
@@ -130,8 +135,44 @@ class BatchInfo:
     isolation_calls: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class BatcherStatistics:
+    """What is held of batch tasks at one moment.
+
+    :ivar open_groups: batches that take more messages.
+    :ivar due_batches: batches that start as soon as they can.
+    :ivar running_calls: batches whose call has not ended.
+    :ivar buffered: messages that wait in a batch, run, or are being settled.
+    :ivar waiting: messages beyond `max_buffered`, not yet in a batch.
+    :ivar armed_alarms: timers of open batches, and of messages that wait for room.
+    """
+
+    open_groups: int = 0
+    due_batches: int = 0
+    running_calls: int = 0
+    buffered: int = 0
+    waiting: int = 0
+    armed_alarms: int = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is held, running or armed."""
+        return self == BatcherStatistics()
+
+    def __add__(self, other: BatcherStatistics) -> BatcherStatistics:
+        """Count what is held in two places."""
+        return BatcherStatistics(
+            self.open_groups + other.open_groups,
+            self.due_batches + other.due_batches,
+            self.running_calls + other.running_calls,
+            self.buffered + other.buffered,
+            self.waiting + other.waiting,
+            self.armed_alarms + other.armed_alarms,
+        )
+
+
 #: The arguments a batch task may be given; each has its place in `BatchConfig`.
-_ARGUMENTS: Final = (
+BATCH_ARGUMENTS: Final = (
     "batch_size",
     "batch_timeout",
     "batch_idle_timeout",
@@ -159,8 +200,8 @@ def split_batch_arguments(
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Tell the batch arguments of a task from its labels.
 
-    They are read only with ``batch=True``; otherwise each ``batch_*`` name is an
-    ordinary label.
+    They are read only with ``batch=True``; without it decorators refuse them, and a
+    message or a task that has them all the same has them as labels.
 
     :returns: the labels, and the batch arguments, or `None` for a plain task.
     """
@@ -202,7 +243,7 @@ class _Reader:
         self._task_name = task_name
         self._arguments = {k: v for k, v in arguments.items() if v is not None}
         for name in arguments:
-            if name not in _ARGUMENTS:
+            if name not in BATCH_ARGUMENTS:
                 raise self._error(name, arguments[name], _nearest_argument(name))
 
     def config(self, return_hint: Any) -> BatchConfig:
@@ -346,6 +387,8 @@ class _Reader:
         annotated_each = is_list(return_hint)
         value = self._arguments.get("batch_results")
         if value is None:
+            if return_hint is inspect.Parameter.empty:
+                self._warn_of_sharing()
             return "each" if annotated_each else "shared"
         if value == "shared":
             return "shared"
@@ -359,6 +402,15 @@ class _Reader:
                 "with 'each' it must return a list with one entry per item",
             )
         return "each"
+
+    def _warn_of_sharing(self) -> None:
+        logger.warning(
+            "Batch task %s has no return annotation, so every item of a call gets as "
+            "its result all that is returned. For a result of its own for each, "
+            "annotate a list, as in `-> list[int]`; otherwise set "
+            'batch_results="shared", or annotate what is returned.',
+            self._task_name,
+        )
 
     def _error(self, name: str, value: Any, allowed: str) -> TaskiqBatchConfigError:
         return TaskiqBatchConfigError(
@@ -374,10 +426,10 @@ def _nearest_argument(name: str) -> str:
     import difflib  # noqa: PLC0415 - for this message only
 
     # The prefix they share would make any two names look alike.
-    known = {each.removeprefix("batch_"): each for each in _ARGUMENTS}
+    known = {each.removeprefix("batch_"): each for each in BATCH_ARGUMENTS}
     near = difflib.get_close_matches(name.removeprefix("batch_"), known, n=1)
     guess = f"did you mean {known[near[0]]}? " if near else ""
-    return f"there is no such argument; {guess}known are {', '.join(_ARGUMENTS)}"
+    return f"there is no such argument; {guess}known are {', '.join(BATCH_ARGUMENTS)}"
 
 
 def _check_function(
@@ -460,11 +512,30 @@ def item_type(hint: Any) -> Any:
     return Any
 
 
-def item_return_type(config: BatchConfig, hint: Any) -> Any:
-    """Say what the handle of one message gets from a function annotated with `hint`.
+def item_return_type(config: BatchConfig, hints: Mapping[str, Any]) -> Any:
+    """Say what the handle of one message gets from a batch function.
 
-    :param hint: the resolved ``return`` hint, `None` when there is none.
+    A function that is given the context may set the value of any message to something
+    else than it returns: where its type does not fit, the value is right as it is.
+
+    :param hints: the resolved type hints of the function.
     """
+    item = _returned_for_item(config, hints.get("return"))
+    # By name: the module of the class imports this one.
+    names = {getattr(hint, "__qualname__", None) for hint in hints.values()}
+    if item in (None, type(None)) or "BatchContext" not in names:
+        return item
+    return typing.Annotated[item, WrapValidator(_converted_or_itself)]
+
+
+def _converted_or_itself(value: Any, convert: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return convert(value)
+    except ValidationError:
+        return value
+
+
+def _returned_for_item(config: BatchConfig, hint: Any) -> Any:
     if config.results == "shared":
         return hint
     arguments = typing.get_args(_strip(hint))

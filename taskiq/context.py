@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence  # noqa: TC003 - see below
+import asyncio
+from collections.abc import Iterable, Sequence  # noqa: TC003 - see below
 from typing import Protocol
 
 # The dependency resolver evaluates the annotations of these constructors.
 from taskiq.abc.broker import AsyncBroker  # noqa: TC001
+from taskiq.aborts import aborts_of
 from taskiq.acks import AckController  # noqa: TC001
 from taskiq.batch import FlushReason  # noqa: TC001
-from taskiq.exceptions import NoResultError, TaskRejectedError
+from taskiq.exceptions import (
+    DeadLetteredError,
+    MessageNackedError,
+    NoResultError,
+    TaskRejectedError,
+)
 from taskiq.labels import prepare_label
 from taskiq.message import TaskiqMessage
 from taskiq.outcome import Failed, Outcome, Succeeded
+from taskiq.policies import mark_sent_again, read_delay
+from taskiq.unsendable import dump_message
 
 #: Counts how often a message was sent again by a task.
 REQUEUE_LABEL = "X-Taskiq-requeue"
@@ -25,6 +34,10 @@ class Context:
     :ivar broker: the broker it came from.
     :ivar state: the state of that broker.
     """
+
+    _is_requeued = False
+    # Held by who sends it again; most messages need none.
+    _requeueing: asyncio.Lock | None = None
 
     def __init__(
         self,
@@ -67,10 +80,36 @@ class Context:
     async def requeue(self) -> None:
         """Send the message again under its id; this run leaves no result.
 
+        However often it is asked for, also side by side, it is sent once, and whoever
+        asks waits for that.
+
         :raises NoResultError: always, to end the task.
+        :raises Exception: what sending fails with; the message stays what it was.
+        :raises UnsendableArgumentError: when an argument was replaced by something
+            that cannot be serialised.
         """
-        await _send_again(self.broker, self.message)
+        if self._requeueing is None:
+            self._requeueing = asyncio.Lock()
+        # Who is second must not end the task before the message is sent.
+        async with self._requeueing:
+            if not self._is_requeued:
+                await _send_again(self.broker, self.message)
+                self._is_requeued = True
         raise NoResultError
+
+    def aborted(self) -> bool:
+        """Tell whether the message was aborted.
+
+        A coroutine that waits sees a cancellation then. A function in a thread or
+        process goes on: it may ask, and end early.
+        """
+        return self._are_aborted((self.message,))
+
+    def _are_aborted(self, messages: Iterable[TaskiqMessage]) -> bool:
+        aborts = aborts_of(self.broker)
+        if not aborts:
+            return False
+        return all(each.task_id in aborts for each in messages)
 
     def reject(self) -> None:
         """Fail the message.
@@ -78,6 +117,27 @@ class Context:
         :raises TaskRejectedError: always, to end the task.
         """
         raise TaskRejectedError
+
+    def nack(self, *, delay: float | None = None) -> None:
+        """Give the message back: it is delivered again, and this run leaves no result.
+
+        At `max_deliveries` of its task it becomes a dead letter instead. A broker that
+        cannot take messages back, or not for a time, gets it sent again with a label
+        `delay`, and is told that it is done after that: at least once.
+
+        :param delay: seconds until it is delivered again, `None` for at once.
+        :raises MessageNackedError: always, to end the task.
+        :raises ValueError: when `delay` is no finite number of seconds, 0 or more.
+        """
+        raise MessageNackedError(delay=read_delay(delay))
+
+    def dead_letter(self, *, reason: str = "the task asked for it") -> None:
+        """Put the message aside as a dead letter; its result is an error.
+
+        :param reason: a text for whoever looks at it.
+        :raises DeadLetteredError: always, to end the task.
+        """
+        raise DeadLetteredError(reason=reason)
 
 
 class Recipient(Protocol):
@@ -117,6 +177,10 @@ class BatchContext(Context):
         self.flush_reason = flush_reason
         self._recipients = recipients
         self._outcomes: list[Outcome | None] = [None] * len(recipients)
+        # Those sent again, should the sending of one of their twins have failed.
+        self._requeued: set[int] = set()
+        # By index: those that are being sent again, until that has ended.
+        self._sending: dict[int, asyncio.Future[None]] = {}
         self._is_open = True
 
     @property
@@ -155,6 +219,20 @@ class BatchContext(Context):
             raise TypeError(f"fail() takes an exception instance, got {error!r}")
         self._set_outcome(index, Failed(error))
 
+    def aborted(self, index: int | None = None) -> bool:
+        """Tell whether one item was aborted; without an index, whether all were.
+
+        The message of an aborted item has its end, whatever the function returns for
+        it. An item that stands for several messages is aborted when each of them is.
+
+        :raises IndexError: when the batch has no such index.
+        """
+        if index is None:
+            return self._are_aborted(self.all_messages)
+        self._check_index(index)
+        recipient = self._recipients[index]
+        return self._are_aborted(each.message for each in (recipient, *recipient.twins))
+
     def reject(self, index: int | None = None) -> None:
         """Reject one message, or end the call and reject all without an outcome.
 
@@ -166,6 +244,38 @@ class BatchContext(Context):
             raise TaskRejectedError
         self._set_outcome(index, Failed(TaskRejectedError()))
 
+    def nack(self, index: int | None = None, *, delay: float | None = None) -> None:
+        """Give one message back, or end the call and give back all without an outcome.
+
+        :param delay: seconds until it is delivered again, `None` for at once.
+        :raises MessageNackedError: without an index.
+        :raises IndexError: when the batch has no such index.
+        :raises RuntimeError: when this message has an outcome already.
+        :raises ValueError: when `delay` is no finite number of seconds, 0 or more.
+        """
+        error = MessageNackedError(delay=read_delay(delay))
+        if index is None:
+            raise error
+        self._set_outcome(index, Failed(error))
+
+    def dead_letter(
+        self,
+        index: int | None = None,
+        *,
+        reason: str = "the task asked for it",
+    ) -> None:
+        """Put one message aside, or end the call and put aside all without an outcome.
+
+        :param reason: a text for whoever looks at it.
+        :raises DeadLetteredError: without an index.
+        :raises IndexError: when the batch has no such index.
+        :raises RuntimeError: when this message has an outcome already.
+        """
+        error = DeadLetteredError(reason=reason)
+        if index is None:
+            raise error
+        self._set_outcome(index, Failed(error))
+
     async def requeue(self, index: int | None = None) -> None:
         """Send one message again, or all without an outcome and end the call.
 
@@ -176,9 +286,13 @@ class BatchContext(Context):
         if index is not None:
             await self._requeue_one(index)
             return
-        for each, outcome in enumerate(self._outcomes):
-            if outcome is None:
-                await self._requeue_one(each)
+        while None in self._outcomes or self._sending:
+            for each in range(self.size):
+                if self._outcomes[each] is None:
+                    await self._requeue_one(each)
+            # Those that somebody else sends: not done before, and perhaps not at all.
+            if self._sending:
+                await asyncio.wait(tuple(self._sending.values()))
         raise NoResultError
 
     async def ack(self, index: int | None = None) -> None:
@@ -199,17 +313,32 @@ class BatchContext(Context):
     def close(self) -> Sequence[Outcome | None]:
         """Take no more outcomes: the call has ended. For the receiver's use.
 
-        :returns: the outcomes set so far, `None` for a message without one.
+        :returns: the outcomes set so far, `None` for a message without one. One that
+            is still being sent again has none: should that fail, it would be lost.
         """
         self._is_open = False
-        return self._outcomes
+        return [
+            None if index in self._sending else outcome
+            for index, outcome in enumerate(self._outcomes)
+        ]
 
     async def _requeue_one(self, index: int) -> None:
-        self._check_settable(index)
-        recipient = self._recipients[index]
-        for each in (recipient, *recipient.twins):
-            await _send_again(self.broker, each.message)
+        # Before the first wait: who asks for another outcome meanwhile is told.
         self._set_outcome(index, Failed(NoResultError()))
+        recipient = self._recipients[index]
+        sending = asyncio.get_running_loop().create_future()
+        self._sending[index] = sending
+        try:
+            for each in (recipient, *recipient.twins):
+                if id(each) not in self._requeued:
+                    await _send_again(self.broker, each.message)
+                    self._requeued.add(id(each))
+        except BaseException:
+            self._outcomes[index] = None
+            raise
+        finally:
+            del self._sending[index]
+            sending.set_result(None)
 
     def _set_outcome(self, index: int, outcome: Outcome) -> None:
         self._check_settable(index)
@@ -239,13 +368,19 @@ async def _ack(controller: AckController | None) -> None:
 
 
 async def _send_again(broker: AsyncBroker, message: TaskiqMessage) -> None:
-    """Send a received message again, counted by its requeue label."""
+    """Send a received message again, counted by its requeue label.
+
+    The message itself is counted up only when that has succeeded.
+    """
     requeued = int(message.labels.get(REQUEUE_LABEL) or 0) + 1
+    labels = message.labels | {REQUEUE_LABEL: str(requeued)}
+    again = message.model_copy(update={"labels": labels})
+    await broker.kick(dump_message(broker.formatter, with_wire_labels(again)))
     message.labels[REQUEUE_LABEL] = str(requeued)
-    await broker.kick(broker.formatter.dumps(_with_wire_labels(message)))
+    mark_sent_again(message)
 
 
-def _with_wire_labels(message: TaskiqMessage) -> TaskiqMessage:
+def with_wire_labels(message: TaskiqMessage) -> TaskiqMessage:
     """Turn labels into text, as they were when the message was first sent.
 
     Brokers count on that, and some pass labels on as headers that take nothing else.

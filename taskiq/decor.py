@@ -10,7 +10,6 @@ from typing import (
     Any,
     Concatenate,
     Final,
-    Generic,
     ParamSpec,
     Protocol,
     TypeVar,
@@ -20,21 +19,23 @@ from typing import (
 
 from taskiq.callables import ORIGINAL_SUFFIX
 from taskiq.kicker import AsyncKicker
+from taskiq.mistakes import call_here
 from taskiq.outcome import Failed, outcomes_of_return
+from taskiq.sending import ManySender
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
     from datetime import datetime, timedelta
-    from types import CoroutineType
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.abc.schedule_source import ScheduleSource
     from taskiq.batch import BatchConfig
+    from taskiq.mistakes import SendCheck
+    from taskiq.policies import FailurePolicy
     from taskiq.scheduler.created_schedule import CreatedSchedule
     from taskiq.scheduler.scheduled_task import CronSpec
-    from taskiq.task import AsyncTaskiqTask
 
-_T = TypeVar("_T")
+_T = TypeVar("_T")  # noqa: PYI018 - a name of taskiq 0.13.0
 _FuncParams = ParamSpec("_FuncParams")
 _ReturnType = TypeVar("_ReturnType")
 _Item = TypeVar("_Item")
@@ -46,7 +47,7 @@ _R = TypeVar("_R")
 _ADOPTED: Final = (*functools.WRAPPER_ASSIGNMENTS, "__annotations__")
 
 
-class AsyncTaskiqDecoratedTask(Generic[_FuncParams, _ReturnType]):
+class AsyncTaskiqDecoratedTask(ManySender[_FuncParams, _ReturnType]):
     """A function that can be called here or sent to a worker.
 
     :param broker: where messages of this task are sent.
@@ -55,9 +56,14 @@ class AsyncTaskiqDecoratedTask(Generic[_FuncParams, _ReturnType]):
     :param labels: what every message of it carries.
     :param return_type: what results are cast to, `None` to leave them alone.
     :ivar batch: how its messages are gathered into calls, `None` for a plain task.
+    :ivar failure_policy: what becomes of its messages that fail, `None` if the
+        decorator does not say so.
+    :ivar send_check: refuses messages that cannot be run, `None` for a plain task.
     """
 
     batch: BatchConfig | None = None
+    failure_policy: FailurePolicy | None = None
+    send_check: SendCheck | None = None
 
     def __init__(
         self,
@@ -85,7 +91,8 @@ class AsyncTaskiqDecoratedTask(Generic[_FuncParams, _ReturnType]):
         :raises Exception: whatever the function raises, or the item's own error.
         """
         if self.batch is None:
-            return self.original_func(*args, **kwargs)
+            plain: Any = call_here(self.original_func, args, kwargs)
+            return cast("_ReturnType", plain)
         returned: Any = _call_with_one_item(self.original_func, args, kwargs)
         if inspect.isawaitable(returned):
             own: Any = self._awaited_outcome(returned)
@@ -93,87 +100,79 @@ class AsyncTaskiqDecoratedTask(Generic[_FuncParams, _ReturnType]):
             own = self._outcome_of_one(returned)
         return cast("_ReturnType", own)
 
-    @overload
-    async def kiq(
-        self: AsyncTaskiqDecoratedTask[_FuncParams, CoroutineType[Any, Any, _T]],
-        *args: _FuncParams.args,
-        **kwargs: _FuncParams.kwargs,
-    ) -> AsyncTaskiqTask[_T]: ...
+    if not TYPE_CHECKING:  # whose types of these are those of TaskSender
 
-    @overload
-    async def kiq(
-        self: AsyncTaskiqDecoratedTask[_FuncParams, Coroutine[Any, Any, _T]],
-        *args: _FuncParams.args,
-        **kwargs: _FuncParams.kwargs,
-    ) -> AsyncTaskiqTask[_T]: ...
+        async def kiq(self, *args: Any, **kwargs: Any) -> Any:
+            """Send the task to its broker.
 
-    @overload
-    async def kiq(
-        self: AsyncTaskiqDecoratedTask[_FuncParams, _ReturnType],
-        *args: _FuncParams.args,
-        **kwargs: _FuncParams.kwargs,
-    ) -> AsyncTaskiqTask[_ReturnType]: ...
+            :returns: a handle to wait for the result with.
+            :raises SendTaskError: when the message could not be sent.
+            """
+            return await self.kicker().kiq(*args, **kwargs)
 
-    async def kiq(self, *args: Any, **kwargs: Any) -> Any:
-        """Send the task to its broker.
+        async def schedule_by_cron(
+            self,
+            source: ScheduleSource,
+            cron: str | CronSpec,
+            *args: _FuncParams.args,
+            **kwargs: _FuncParams.kwargs,
+        ) -> CreatedSchedule[_ReturnType]:
+            """Store a schedule that sends the task whenever `cron` matches.
 
-        :returns: a handle to wait for the result with.
-        :raises SendTaskError: when the message could not be sent.
-        """
-        return await self.kicker().kiq(*args, **kwargs)
+            :returns: the stored schedule.
+            """
+            return await self.kicker().schedule_by_cron(source, cron, *args, **kwargs)
 
-    async def schedule_by_cron(
-        self,
-        source: ScheduleSource,
-        cron: str | CronSpec,
-        *args: _FuncParams.args,
-        **kwargs: _FuncParams.kwargs,
-    ) -> CreatedSchedule[_ReturnType]:
-        """Store a schedule that sends the task whenever `cron` matches.
+        async def schedule_by_interval(
+            self,
+            source: ScheduleSource,
+            interval: int | timedelta,
+            *args: _FuncParams.args,
+            **kwargs: _FuncParams.kwargs,
+        ) -> CreatedSchedule[_ReturnType]:
+            """Store a schedule that sends the task every `interval`.
 
-        :returns: the stored schedule.
-        """
-        return await self.kicker().schedule_by_cron(source, cron, *args, **kwargs)
+            :returns: the stored schedule.
+            """
+            return await self.kicker().schedule_by_interval(
+                source,
+                interval,
+                *args,
+                **kwargs,
+            )
 
-    async def schedule_by_interval(
-        self,
-        source: ScheduleSource,
-        interval: int | timedelta,
-        *args: _FuncParams.args,
-        **kwargs: _FuncParams.kwargs,
-    ) -> CreatedSchedule[_ReturnType]:
-        """Store a schedule that sends the task every `interval` (seconds, if an int).
+        async def schedule_by_time(
+            self,
+            source: ScheduleSource,
+            time: datetime,
+            *args: _FuncParams.args,
+            **kwargs: _FuncParams.kwargs,
+        ) -> CreatedSchedule[_ReturnType]:
+            """Store a schedule that sends the task once, at `time`.
 
-        :returns: the stored schedule.
-        """
-        return await self.kicker().schedule_by_interval(
-            source,
-            interval,
-            *args,
-            **kwargs,
-        )
-
-    async def schedule_by_time(
-        self,
-        source: ScheduleSource,
-        time: datetime,
-        *args: _FuncParams.args,
-        **kwargs: _FuncParams.kwargs,
-    ) -> CreatedSchedule[_ReturnType]:
-        """Store a schedule that sends the task once, at `time`.
-
-        :returns: the stored schedule.
-        """
-        return await self.kicker().schedule_by_time(source, time, *args, **kwargs)
+            :returns: the stored schedule.
+            """
+            return await self.kicker().schedule_by_time(source, time, *args, **kwargs)
 
     def kicker(self) -> AsyncKicker[_FuncParams, _ReturnType]:
         """Give a sender whose labels, id and broker can be changed for one message."""
-        return AsyncKicker(
+        kicker: AsyncKicker[_FuncParams, _ReturnType] = AsyncKicker(
             task_name=self.task_name,
             broker=self.broker,
             labels=self.labels.copy(),
             return_type=self.return_type,
         )
+        kicker.send_check = self.send_check
+        return kicker
+
+    async def _send_many(
+        self,
+        items: Iterable[Any],
+        on_progress: Callable[[int], object] | None,
+    ) -> list[Any]:
+        kicker: Any = self.kicker()
+        sent: list[Any] = await kicker.kiq_many(items, on_progress=on_progress)
+        return sent
 
     def __repr__(self) -> str:
         return f"AsyncTaskiqDecoratedTask({self.task_name})"
@@ -211,11 +210,11 @@ def _call_with_one_item(
     kwargs: dict[str, Any],
 ) -> Any:
     if args:
-        return function([args[0]], *args[1:], **kwargs)
+        return call_here(function, ([args[0]], *args[1:]), kwargs)
     name = next(iter(inspect.signature(function).parameters))
     if name in kwargs:
         kwargs = {**kwargs, name: [kwargs[name]]}
-    return function(**kwargs)
+    return call_here(function, (), kwargs)
 
 
 def _make_picklable(function: Any) -> None:

@@ -7,7 +7,7 @@ import sys
 from copy import deepcopy
 from functools import lru_cache
 from string import Formatter
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from izulu import root
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _new_object: Callable[..., Any] = copyreg.__newobj__  # type: ignore[attr-defined]  # absent from typeshed
-
-_ErrorT = TypeVar("_ErrorT", bound="Error")
 
 
 @dataclass_transform(
@@ -62,7 +60,7 @@ class Error(root.Error):
         # be an import error, and evaluates annotations, which from Python 3.14 on may
         # name what is defined further down or imported for type checkers only.
         super(root.Error, cls).__init_subclass__(**kwargs)
-        cls._taskiq_fields = _declared_fields(cls)
+        cls._taskiq_fields = declared_fields(cls)
 
     def __init__(self, **kwargs: object) -> None:
         declared = self._taskiq_fields
@@ -151,23 +149,8 @@ class Error(root.Error):
         return twin
 
 
-def restore_error(
-    cls: type[_ErrorT],
-    args: tuple[Any, ...],
-    fields: dict[str, Any],
-) -> _ErrorT:
-    """Return an error with the `args` it was raised with and the fields it had.
-
-    Fields that the class no longer declares are left out. Raises `TypeError` if one
-    that it requires is missing.
-    """
-    declared = _declared_fields(cls)
-    error = cls(**{name: fields[name] for name in declared if name in fields})
-    error.args = args
-    return error
-
-
-def _declared_fields(cls: type[Error]) -> dict[str, object]:
+def declared_fields(cls: type[Error]) -> dict[str, object]:
+    """Return the fields of an error class and their annotations, base classes first."""
     declared: dict[str, object] = {}
     for base in reversed(cls.__mro__):
         if base not in (root.Error, Error):  # these annotate their own settings

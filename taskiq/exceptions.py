@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from taskiq.error import Error
+
+if TYPE_CHECKING:
+    from taskiq.task import AsyncTaskiqTask
 
 
 class TaskiqError(Error):
@@ -12,11 +15,29 @@ class TaskiqError(Error):
 
 
 class TaskiqResultTimeoutError(TaskiqError):
-    """No result arrived within `timeout` seconds."""
+    """No result arrived within `timeout` seconds.
+
+    Where `task_id` is given, the text names the task and says what to look at;
+    `result_backend` is the name of the class that was asked.
+    """
 
     __template__ = "Waiting for task results has timed out, timeout={timeout}"
 
     timeout: float | None = None
+    task_id: str | None = None
+    task_name: str | None = None
+    result_backend: str | None = None
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        if self.task_id is not None:
+            name = "" if self.task_name is None else f"{self.task_name} "
+            self.args = (
+                f"{self.args[0]}: task {name}with ID {self.task_id} has no result "
+                f"after {self.timeout} seconds. Is a worker running that knows the "
+                "task (its log says so), and does it store results where this process "
+                f"looks for them ({self.result_backend or 'its result backend'})?",
+            )
 
 
 class BrokerError(TaskiqError):
@@ -39,6 +60,66 @@ class SendTaskError(BrokerError):
     """The task could not be sent; the cause says why."""
 
     __template__ = "Cannot send task to the queue"
+
+
+class SendManyError(SendTaskError):
+    """Something went wrong for some of the items given to `kiq_many`.
+
+    `errors` has, by the index of the item, what `kiq` would have raised for it.
+    `handles` has the handles of what was sent, by index, too. An index in both was
+    sent, and a `post_send` hook failed after that. `failed` is how many errors there
+    are of `total` items, `first` names the first of them.
+
+    Pickled, or stored as the error of a task, it comes back without errors and handles:
+    those belong to the process that sent.
+    """
+
+    __template__ = (
+        "Sending {total} messages of task {task_name} failed for {failed} of them, "
+        "first for item {first}"
+    )
+
+    task_name: str
+    total: int
+    failed: int
+    first: str
+    errors: dict[int, Exception]
+    handles: dict[int, AsyncTaskiqTask[Any]]
+
+    @property
+    def unsent(self) -> list[int]:
+        """The indexes of the items that were not sent, to be sent again."""
+        return sorted(self.errors.keys() - self.handles.keys())
+
+    def as_kwargs(self) -> dict[str, Any]:
+        """Return the fields without errors and handles, of which may be very many."""
+        return {**super().as_kwargs(), "errors": {}, "handles": {}}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__module__}.{type(self).__qualname__}({self})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make, args, fields = super().__reduce__()
+        return make, args, {**fields, "errors": {}, "handles": {}}
+
+
+class UnsendableArgumentError(SendTaskError):
+    """An argument or a label of a message cannot be serialised; nothing was sent.
+
+    `path` says which part of it: `args[0]["rows"][3]`, `kwargs["handle"]`,
+    `labels["tenant"]`. `kind` is the type of that part, `reason` what the serializer
+    said. The cause is the serializer's own error.
+    """
+
+    __template__ = (
+        "Cannot send task {task_name}: {path} is of type {kind}, "
+        "which cannot be serialised: {reason}"
+    )
+
+    task_name: str
+    path: str
+    kind: str
+    reason: str
 
 
 class SharedBrokerSendTaskError(SendTaskError):
@@ -75,6 +156,24 @@ class ResultSetError(ResultBackendError):
     __template__ = "Cannot set result for the task"
 
 
+class UnstorableResultError(ResultSetError):
+    """What the task gave cannot be stored; this error is stored in its place.
+
+    `path` says which part of it: `return_value["rows"][3].handle`, or
+    `error.exc_message[0]` for the first argument of an error.
+    `kind` is the type of that part, `reason` why it was refused.
+    """
+
+    __template__ = (
+        "The task ended, but its result cannot be stored: "
+        "{path} is of type {kind}: {reason}"
+    )
+
+    path: str
+    kind: str
+    reason: str
+
+
 class ResultIsReadyError(ResultBackendError):
     """The result backend could not say whether a result is there."""
 
@@ -101,10 +200,72 @@ class TaskRejectedError(TaskiqError):
     __template__ = "Task was rejected"
 
 
+class MessageNackedError(NoResultError):
+    """Raised by `Context.nack`: the message is given back, to be delivered again.
+
+    `delay` is in seconds, `None` for at once.
+    """
+
+    __template__ = "The message was given back"
+
+    delay: float | None = None
+
+
+class DeadLetteredError(TaskRejectedError):
+    """The message was put aside as a dead letter. `reason` says why."""
+
+    __template__ = "The message was dead-lettered: {reason}"
+
+    reason: str
+
+
+class MaxDeliveriesError(DeadLetteredError):
+    """The message was delivered more often than its task allows, and did not run.
+
+    Each time before its process ended, or it was given back.
+    """
+
+    __template__ = "The message was delivered {deliveries} times, {most} are allowed"
+
+    deliveries: int | None
+    most: int | None
+    reason: str = "max_deliveries"
+
+
 class ScheduledTaskCancelledError(TaskiqError):
     """Raised by a schedule source's `pre_send` so that the task is not sent."""
 
     __template__ = "Cannot send scheduled task to the queue."
+
+
+class AbortError(TaskiqError):
+    """A message could not be aborted; the cause says why."""
+
+    __template__ = "Cannot abort task {task_id}"
+
+    task_id: str
+
+
+class AbortNotSupportedError(AbortError):
+    """There is no place to keep the mark that a message is aborted."""
+
+    __template__ = (
+        "Cannot abort task {task_id}: neither its broker nor {result_backend} keeps "
+        "marks of aborted messages. Give the broker a store, on the side of the "
+        "sender and of the worker: broker.with_abort_store(...), or a result backend "
+        "that has one, such as those of taskiq.adapters.redis and "
+        "taskiq.adapters.postgres"
+    )
+
+    result_backend: str
+
+
+class TaskAbortedError(TaskiqError):
+    """The message was aborted; the error of its result."""
+
+    __template__ = "Task {task_id} was aborted"
+
+    task_id: str
 
 
 class TaskBrokerMismatchError(TaskRejectedError):
@@ -113,6 +274,33 @@ class TaskBrokerMismatchError(TaskRejectedError):
     __template__ = "Task already has a different broker ({broker})"
 
     broker: Any
+
+
+class TaskiqLabelError(TaskiqError):
+    """A keyword of a decorator looks like an option, and would be none."""
+
+    __template__ = (
+        "Cannot register task {task_name}: {label}= would be a label that nothing "
+        "reads; {advice}"
+    )
+
+    task_name: str
+    label: str
+    advice: str
+
+
+class TaskiqFailurePolicyError(TaskiqError):
+    """What is to become of failed messages was said in a way that cannot work.
+
+    `who` names what said it, `allowed` says what the argument may be instead.
+    """
+
+    __template__ = "{who}: {argument}={value!r} is not allowed: {allowed}"
+
+    who: str
+    argument: str
+    value: Any
+    allowed: str
 
 
 class TaskiqBatchConfigError(TaskiqError):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.abc.middleware import TaskiqMiddleware
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-logger = logging.getLogger("taskiq.receiver.receiver")
 
 #: Hooks that run in the order of the list; all others run in the reverse of it.
 _IN_ORDER: Final = frozenset(
@@ -26,7 +22,10 @@ class HookLists:
         "middlewares",
         "on_batch_end",
         "on_batch_start",
+        "on_dead_letter",
+        "on_ending",
         "on_error",
+        "on_send_error",
         "post_execute",
         "post_save",
         "post_send",
@@ -38,12 +37,22 @@ class HookLists:
         self.middlewares = list(middlewares)
         self.pre_send = overriding("pre_send", middlewares)
         self.post_send = overriding("post_send", middlewares)
+        self.on_send_error = overriding("on_send_error", middlewares)
         self.pre_execute = overriding("pre_execute", middlewares)
         self.on_error = overriding("on_error", middlewares)
         self.post_execute = overriding("post_execute", middlewares)
         self.post_save = overriding("post_save", middlewares)
+        self.on_ending = overriding("on_ending", middlewares)
+        self.on_dead_letter = overriding("on_dead_letter", middlewares)
         self.on_batch_start = overriding("on_batch_start", middlewares)
         self.on_batch_end = overriding("on_batch_end", middlewares)
+
+    @property
+    def take_results(self) -> bool:
+        """Whether somebody is given results, and may change them."""
+        return bool(
+            self.on_error or self.post_execute or self.post_save or self.on_batch_end,
+        )
 
 
 def overriding(
@@ -71,33 +80,3 @@ def hooks_of(broker: Any) -> HookLists:
     lists = HookLists(broker.middlewares)
     broker._hook_lists = lists  # noqa: SLF001 - a cache that lives as long as its broker
     return lists
-
-
-async def run_hooks(
-    broker: Any,
-    hook: str,
-    subject: object,
-    *args: Any,
-    raise_err: bool = False,
-) -> None:
-    """Run one hook of all middlewares; one that fails does not stop the next.
-
-    :param subject: names in the log what the hook ran for, by its `str`.
-    :param args: what each hook is called with.
-    :param raise_err: raise what a hook raises, after logging it.
-    """
-    middlewares: tuple[TaskiqMiddleware, ...] = getattr(hooks_of(broker), hook)
-    for middleware in middlewares:
-        try:
-            returned = getattr(middleware, hook)(*args)
-            if inspect.isawaitable(returned):
-                await returned
-        except Exception:  # noqa: PERF203 - each hook fails for itself
-            logger.exception(
-                "The %s hook of %s failed for %s.",
-                hook,
-                type(middleware).__name__,
-                subject,
-            )
-            if raise_err:
-                raise

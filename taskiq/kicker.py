@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
@@ -15,18 +16,24 @@ from taskiq.labels import prepare_label
 from taskiq.message import TaskiqMessage
 from taskiq.scheduler.created_schedule import CreatedSchedule
 from taskiq.scheduler.scheduled_task import CronSpec, ScheduledTask
-from taskiq.task import AsyncTaskiqTask
-from taskiq.utils import maybe_awaitable
+from taskiq.sending import (
+    ManySender,
+    Sending,
+    handle_of,
+    run_on_send_error,
+    run_post_send,
+    run_pre_send,
+)
+from taskiq.unsendable import dump_message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Iterable
     from datetime import datetime, timedelta
-    from types import CoroutineType
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.abc.schedule_source import ScheduleSource
 
-_T = TypeVar("_T")
+_T = TypeVar("_T")  # noqa: PYI018 - a name of taskiq 0.13.0
 _FuncParams = ParamSpec("_FuncParams")
 _ReturnType = TypeVar("_ReturnType")
 
@@ -44,7 +51,7 @@ _message_of: Final[Callable[[dict[str, Any]], TaskiqMessage]] = (
 _LOCAL_LABELS: Final = frozenset({"types_of_exceptions"})
 
 
-class AsyncKicker(Generic[_FuncParams, _ReturnType]):
+class AsyncKicker(ManySender[_FuncParams, _ReturnType]):
     """Sends one task, with labels, an id or a broker of its own.
 
     :param task_name: the task to send.
@@ -66,6 +73,8 @@ class AsyncKicker(Generic[_FuncParams, _ReturnType]):
         self.custom_task_id: str | None = None
         self.custom_schedule_id: str | None = None
         self.return_type = return_type
+        # Looks at the arguments of a message before it is sent.
+        self.send_check: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
 
     def with_labels(
         self,
@@ -111,35 +120,108 @@ class AsyncKicker(Generic[_FuncParams, _ReturnType]):
         self.broker = broker
         return self
 
-    @overload
-    async def kiq(
-        self: AsyncKicker[_FuncParams, CoroutineType[Any, Any, _T]],
-        *args: _FuncParams.args,
-        **kwargs: _FuncParams.kwargs,
-    ) -> AsyncTaskiqTask[_T]: ...
+    if not TYPE_CHECKING:  # whose types of these are those of TaskSender
 
-    @overload
-    async def kiq(
-        self: AsyncKicker[_FuncParams, Coroutine[Any, Any, _T]],
-        *args: _FuncParams.args,
-        **kwargs: _FuncParams.kwargs,
-    ) -> AsyncTaskiqTask[_T]: ...
+        async def kiq(self, *args: Any, **kwargs: Any) -> Any:
+            """Send the task.
 
-    @overload
-    async def kiq(
-        self: AsyncKicker[_FuncParams, _ReturnType],
-        *args: _FuncParams.args,
-        **kwargs: _FuncParams.kwargs,
-    ) -> AsyncTaskiqTask[_ReturnType]: ...
+            :returns: a handle to wait for the result with.
+            :raises TypeError: when the arguments do not fit a batch task's function.
+            :raises UnsendableArgumentError: when an argument cannot be serialised.
+            :raises SendTaskError: when the message could not be sent, or a middleware
+                gave none to send.
+            :raises ValueError: when an argument is a dataclass type.
+            """
+            broker = self.broker
+            hooks = hooks_of(broker)
+            message = self._noted_message(args, kwargs)
+            if hooks.pre_send:
+                message = await run_pre_send(hooks, message)
+            try:
+                # Made before the message leaves: the result may be there before we are
+                # back, and a result backend keeps what a living handle can ask for.
+                handle = handle_of(broker, message, self.return_type)
+                dumped = dump_message(broker.formatter, message)
+                try:
+                    await broker.kick(dumped)
+                except Exception as exc:
+                    raise SendTaskError from exc
+            except (Exception, asyncio.CancelledError) as exc:
+                await run_on_send_error(hooks.on_send_error, message, exc)
+                raise
+            if hooks.post_send:
+                await run_post_send(hooks.post_send, message)
+            return handle
 
-    async def kiq(self, *args: Any, **kwargs: Any) -> Any:
-        """Send the task.
+        async def schedule_by_cron(
+            self,
+            source: ScheduleSource,
+            cron: str | CronSpec,
+            *args: _FuncParams.args,
+            **kwargs: _FuncParams.kwargs,
+        ) -> CreatedSchedule[_ReturnType]:
+            """Store a schedule that sends the task whenever `cron` matches.
 
-        :returns: a handle to wait for the result with.
-        :raises SendTaskError: when the message could not be dumped or sent, or a
-            middleware gave none to send.
-        :raises ValueError: when an argument is a dataclass type.
-        """
+            :param cron: five fields of text (UTC), or a `CronSpec` with its own offset.
+            :returns: the stored schedule.
+            """
+            if isinstance(cron, CronSpec):
+                moment = {"cron": cron.to_cron(), "cron_offset": cron.offset}
+            else:
+                moment = {"cron": cron}
+            return await self._schedule(source, moment, args, kwargs)
+
+        async def schedule_by_interval(
+            self,
+            source: ScheduleSource,
+            interval: int | timedelta,
+            *args: _FuncParams.args,
+            **kwargs: _FuncParams.kwargs,
+        ) -> CreatedSchedule[_ReturnType]:
+            """Store a schedule that sends the task every `interval`.
+
+            :param interval: seconds, if an int.
+            :returns: the stored schedule.
+            :raises ValueError: when the interval is under or no multiple of a second.
+            """
+            return await self._schedule(source, {"interval": interval}, args, kwargs)
+
+        async def schedule_by_time(
+            self,
+            source: ScheduleSource,
+            time: datetime,
+            *args: _FuncParams.args,
+            **kwargs: _FuncParams.kwargs,
+        ) -> CreatedSchedule[_ReturnType]:
+            """Store a schedule that sends the task once, at `time`; naive means UTC.
+
+            :returns: the stored schedule.
+            """
+            return await self._schedule(source, {"time": time}, args, kwargs)
+
+    async def _send_many(
+        self,
+        items: Iterable[Any],
+        on_progress: Callable[[int], object] | None,
+    ) -> list[Any]:
+        if self.custom_task_id is not None:
+            raise ValueError(
+                f"Cannot send many messages of {self.task_name} under the one id "
+                f"{self.custom_task_id!r}: use kiq_many without with_task_id.",
+            )
+        sending = Sending(
+            self.broker,
+            self.task_name,
+            self.return_type,
+            self._noted_message,
+        )
+        return await sending.send(items, on_progress)
+
+    def _noted_message(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> TaskiqMessage:
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug(
                 "Kicking %s with args=%s and kwargs=%s.",
@@ -147,79 +229,9 @@ class AsyncKicker(Generic[_FuncParams, _ReturnType]):
                 args,
                 kwargs,
             )
-        message = self._prepare_message(*args, **kwargs)
-        broker = self.broker
-        hooks = hooks_of(broker)
-        for middleware in hooks.pre_send:
-            sent: Any = await maybe_awaitable(middleware.pre_send(message))
-            if sent is None:
-                raise SendTaskError from TypeError(
-                    f"pre_send of {type(middleware).__name__} returned None; "
-                    "it must return the message to send",
-                )
-            message = sent
-        # Made before the message leaves: the result may be there before we are back,
-        # and a result backend keeps what a living handle can ask for.
-        handle: AsyncTaskiqTask[Any] = AsyncTaskiqTask(
-            task_id=message.task_id,
-            result_backend=broker.result_backend,
-            return_type=self.return_type,
-        )
-        watch = getattr(type(broker.result_backend), "watch_handle", None)
-        if watch is not None:
-            watch(broker.result_backend, handle)
-        try:
-            await broker.kick(broker.formatter.dumps(message))
-        except Exception as exc:
-            raise SendTaskError from exc
-        for middleware in hooks.post_send:
-            await maybe_awaitable(middleware.post_send(message))
-        return handle
-
-    async def schedule_by_cron(
-        self,
-        source: ScheduleSource,
-        cron: str | CronSpec,
-        *args: _FuncParams.args,
-        **kwargs: _FuncParams.kwargs,
-    ) -> CreatedSchedule[_ReturnType]:
-        """Store a schedule that sends the task whenever `cron` matches.
-
-        :param cron: five fields of text (UTC), or a `CronSpec` with its own offset.
-        :returns: the stored schedule.
-        """
-        if isinstance(cron, CronSpec):
-            moment = {"cron": cron.to_cron(), "cron_offset": cron.offset}
-        else:
-            moment = {"cron": cron}
-        return await self._schedule(source, moment, args, kwargs)
-
-    async def schedule_by_interval(
-        self,
-        source: ScheduleSource,
-        interval: int | timedelta,
-        *args: _FuncParams.args,
-        **kwargs: _FuncParams.kwargs,
-    ) -> CreatedSchedule[_ReturnType]:
-        """Store a schedule that sends the task every `interval` (seconds, if an int).
-
-        :returns: the stored schedule.
-        :raises ValueError: when the interval is under or no multiple of a second.
-        """
-        return await self._schedule(source, {"interval": interval}, args, kwargs)
-
-    async def schedule_by_time(
-        self,
-        source: ScheduleSource,
-        time: datetime,
-        *args: _FuncParams.args,
-        **kwargs: _FuncParams.kwargs,
-    ) -> CreatedSchedule[_ReturnType]:
-        """Store a schedule that sends the task once, at `time`; naive means UTC.
-
-        :returns: the stored schedule.
-        """
-        return await self._schedule(source, {"time": time}, args, kwargs)
+        if self.send_check is not None:
+            self.send_check(args, kwargs)
+        return self._prepare_message(*args, **kwargs)
 
     async def _schedule(
         self,
@@ -228,6 +240,8 @@ class AsyncKicker(Generic[_FuncParams, _ReturnType]):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> CreatedSchedule[_ReturnType]:
+        if self.send_check is not None:
+            self.send_check(args, kwargs)
         schedule_id = self.custom_schedule_id
         if schedule_id is None:
             schedule_id = self.broker.id_generator()
@@ -250,18 +264,19 @@ class AsyncKicker(Generic[_FuncParams, _ReturnType]):
 
     @classmethod
     def _prepare_arg(cls, arg: Any) -> Any:
-        """Turn a model or a dataclass into plain data; anything else stays."""
+        """Turn a model or a dataclass into plain data; anything else stays.
+
+        So does one that cannot be: the serializer may know how to write it.
+        """
         if type(arg) in _PLAIN_TYPES:
             return arg
-        if isinstance(arg, BaseModel):
-            arg = arg.model_dump(mode="json")
-        if dataclasses.is_dataclass(arg):
+        try:
+            return _plain_data(arg)
+        except Exception:
             if isinstance(arg, type):
-                raise ValueError(
-                    f"Cannot serialize types. The {arg} is not serializable."
-                )
-            return dataclasses.asdict(arg)
-        return arg
+                raise
+            # Its hooks raise anything; dumping it tells whether that matters.
+            return arg
 
     def _prepare_message(self, *args: Any, **kwargs: Any) -> TaskiqMessage:
         """Build the message of one sending."""
@@ -285,3 +300,13 @@ class AsyncKicker(Generic[_FuncParams, _ReturnType]):
                 and {name: prepare(value) for name, value in kwargs.items()},
             },
         )
+
+
+def _plain_data(arg: Any) -> Any:
+    if isinstance(arg, BaseModel):
+        arg = arg.model_dump(mode="json")
+    if dataclasses.is_dataclass(arg):
+        if isinstance(arg, type):
+            raise ValueError(f"Cannot serialize types. The {arg} is not serializable.")
+        return dataclasses.asdict(arg)
+    return arg

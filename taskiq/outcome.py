@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,14 +14,15 @@ if TYPE_CHECKING:
     from taskiq.batch import BatchResults
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: that takes four times as long to make, for each message.
+@dataclass(slots=True)
 class Succeeded:
     """The task gave a value."""
 
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Failed:
     """The task gave an error. `NoResultError` means: no result, on purpose."""
 
@@ -56,3 +58,31 @@ def outcomes_of_return(
 
 def _outcome_of_entry(entry: Any) -> Outcome:
     return Failed(entry) if isinstance(entry, Exception) else Succeeded(entry)
+
+
+def own_copy(value: Any) -> Any:
+    """Copy what several messages were given, so that each may change its own.
+
+    :returns: the value itself where it cannot be changed, or not be copied.
+    """
+    try:
+        if isinstance(value, BaseException):
+            return _copy_of_error(value)
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - of a class of somebody's: shared as it is, then
+        return value
+
+
+def _copy_of_error(error: BaseException) -> BaseException:
+    """Copy an error without calling its constructor, which may want other arguments."""
+    kind = type(error)
+    copied: BaseException = kind.__new__(kind, *error.args)
+    copied.args = error.args
+    attributes = vars(error).copy()
+    if "__notes__" in attributes:
+        attributes["__notes__"] = list(attributes["__notes__"])
+    vars(copied).update(attributes)
+    copied.__cause__ = error.__cause__
+    copied.__context__ = error.__context__
+    copied.__suppress_context__ = error.__suppress_context__
+    return copied.with_traceback(error.__traceback__)

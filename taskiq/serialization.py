@@ -4,13 +4,16 @@
 `pickle` can dump, `exception_to_python` turns that into an exception again.
 """
 
+import base64
 import inspect
 import json
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import takewhile
+from types import FunctionType, MemberDescriptorType
 from typing import (
     Any,
     Generic,
@@ -24,7 +27,7 @@ from typing import (
 
 import pydantic
 
-from taskiq.error import Error, restore_error
+from taskiq.error import Error, declared_fields
 from taskiq.exceptions import SecurityError
 
 DecodedType = TypeVar("DecodedType")
@@ -41,6 +44,9 @@ SEEN_EXCEPTIONS_CACHE: set[int] = set()
 _MAX_LINKS_WRITTEN = 100
 #: Most exceptions read of one chain; beyond it is no honest writer.
 _MAX_LINKS_READ = 200
+
+#: Flag of classes that are not written in C (Python: `Py_TPFLAGS_HEAPTYPE`).
+_HEAP_TYPE = 1 << 9
 
 _MISSING = object()
 
@@ -82,17 +88,22 @@ class ExceptionRepr(pydantic.BaseModel):
     exc_suppress_context: bool = False
     """Whether tracebacks leave the context out."""
     exc_fields: dict[str, Any] | None = None
-    """Fields of a `taskiq.error.Error`. Dumped only where there are any, so other
-    errors keep the shape that taskiq 0.13.0 gives them."""
+    """Attributes, notes among them. `None` where taskiq 0.13.0 wrote it, too."""
+    exc_members: "list[BaseException | ExceptionRepr] | None" = None
+    """What an exception group consists of."""
+    exc_bytes: dict[str, str] | None = None
+    """Base64 of what is bytes: by the index of the argument, or the attribute."""
 
     @pydantic.model_serializer(mode="wrap")
-    def _leave_out_missing_fields(
+    def _leave_out_what_is_missing(
         self,
         handler: pydantic.SerializerFunctionWrapHandler,
     ) -> dict[str, Any]:
+        # So that an ordinary error keeps the shape that taskiq 0.13.0 gives it.
         dumped: dict[str, Any] = handler(self)
-        if self.exc_fields is None:
-            dumped.pop("exc_fields", None)
+        for name in ("exc_fields", "exc_members", "exc_bytes"):
+            if getattr(self, name) is None:
+                dumped.pop(name, None)
         return dumped
 
 
@@ -209,15 +220,29 @@ class _Preparation:
 
     def _represent(self, exc: BaseException) -> ExceptionRepr:
         cause, context = self._prepare_chain(exc)
+        args = _args_or_text(exc)
         return ExceptionRepr(
             exc_type=type(exc).__qualname__,
-            exc_message=ensure_serializable(_args_or_text(exc), self._coder),
+            exc_message=ensure_serializable(args, self._coder),
             exc_module=type(exc).__module__,
             exc_cause=cause,
             exc_context=context,
             exc_suppress_context=exc.__suppress_context__,
             exc_fields=_serializable_fields(exc, self._coder),
+            exc_members=self._prepare_members(exc),
+            exc_bytes=_bytes_as_text(args, _fields_of(exc)),
         )
+
+    def _prepare_members(
+        self,
+        exc: BaseException,
+    ) -> list[BaseException | ExceptionRepr] | None:
+        if not isinstance(exc, _group_classes()):
+            return None
+        group: Any = exc
+        members: tuple[BaseException, ...] = group.exceptions
+        prepared = (self._prepare_link(member) for member in members)
+        return [member for member in prepared if member is not None]
 
     def _wrap_alone(self, exc: BaseException) -> _UnpickleableExceptionWrapper:
         wrapper = _UnpickleableExceptionWrapper(
@@ -354,8 +379,8 @@ def prepare_exception(
     """Return the exception in a form that the coder can dump.
 
     That is the exception itself, a base class instance or a wrapper if the coder
-    carries exceptions, else an `ExceptionRepr`. A chain of more than 100 exceptions
-    is cut, which its last link says.
+    carries exceptions, else an `ExceptionRepr`. What hangs together by causes, contexts
+    and groups is cut after 100 exceptions, which the last one says.
 
     Raises `pydantic.ValidationError` for arguments of other types.
     """
@@ -368,9 +393,17 @@ def exception_to_python(
     """Return the exception that `prepare_exception` was given.
 
     Accepts its result, dumped or not. The class is looked up in what is loaded, never
-    imported; an unknown one becomes a new `Exception` subclass of that name. If the
-    class refuses its own `args`, a base class' constructor is used, and at last a
-    plain `Exception` that names class and arguments.
+    imported; an unknown one becomes a new `Exception` subclass of that name.
+
+    An instance is made without a call of its class' own constructor: by the one of the
+    built-in exception below it, with `args` and attributes set afterwards. The class'
+    own `__str__` and `__repr__` are called to see that they work. Only if they do not,
+    or for an error stored by taskiq 0.13.0, which keeps no attributes, constructors are
+    called with the stored `args`: that of the class and then those of its bases.
+
+    A plain `Exception` that names class and arguments stands for what cannot be made,
+    and for what is no `Exception`: a stored `SystemExit`, `KeyboardInterrupt`,
+    `GeneratorExit` or `CancelledError` must not end who reads it.
 
     Raises `pydantic.ValidationError` for data of another shape, and `SecurityError`
     for a type that is no exception or a chain of more than 200 exceptions.
@@ -394,17 +427,18 @@ def _refuse_endless_chain(exc: object) -> None:
                     "got a longer one"
                 ),
             )
-        links = _links_of(node)
-        waiting.extend(link for link in links if link is not None)
+        waiting.extend(link for link in _links_of(node) if link is not None)
 
 
-def _links_of(node: object) -> tuple[object, object]:
+def _links_of(node: object) -> list[object]:
     if isinstance(node, ExceptionRepr):
-        return node.exc_cause, node.exc_context
-    if isinstance(node, dict):
-        data = cast("dict[str, object]", node)
-        return data.get("exc_cause"), data.get("exc_context")
-    return None, None
+        return [node.exc_cause, node.exc_context, *(node.exc_members or ())]
+    if not isinstance(node, dict):
+        return []
+    data = cast("dict[str, object]", node)
+    members = data.get("exc_members")
+    links = [data.get("exc_cause"), data.get("exc_context")]
+    return [*links, *members] if isinstance(members, (list, tuple)) else links
 
 
 def _to_python(exc: _Link) -> BaseException | None:
@@ -415,9 +449,14 @@ def _to_python(exc: _Link) -> BaseException | None:
 
 def _from_repr(exc: ExceptionRepr) -> BaseException:
     cls = _exception_class(exc)
-    restored = _construct(cls, exc.exc_message, exc.exc_fields)
+    args, fields = _with_bytes(exc)
+    if exc.exc_members is not None and issubclass(cls, _group_classes()):
+        # A group of anything but exceptions holds what is one by now.
+        cls = _as_exception_group(cls)
+        args = (*args[:1], [_to_python(member) for member in exc.exc_members])
+    restored = _construct(cls, args, fields)
     if restored is None:
-        restored = Exception(f"{cls}({exc.exc_message})")
+        restored = plain_error(cls, exc.exc_message)
     _set_chain(
         restored,
         cause=_to_python(exc.exc_cause),
@@ -425,6 +464,11 @@ def _from_repr(exc: ExceptionRepr) -> BaseException:
         suppress_context=exc.exc_suppress_context,
     )
     return restored
+
+
+def plain_error(cls: type[BaseException], args: tuple[Any, ...]) -> Exception:
+    """Return an exception that names another one, which is not to be made."""
+    return Exception(f"{cls}({args})")
 
 
 def _exception_class(exc: ExceptionRepr) -> type[BaseException]:
@@ -476,23 +520,126 @@ def _construct(
     fields: dict[str, Any] | None,
 ) -> BaseException | None:
     """Return an instance made in the first way that works, `None` if none does."""
+    if not issubclass(cls, Exception):
+        return None
     for way in _ways_to_construct(cls, args, fields):
         made = _attempt(way)
-        if isinstance(made, BaseException):
+        if isinstance(made, Exception):
             return made
     return None
 
 
 def _ways_to_construct(
-    cls: type[BaseException],
+    cls: type[Exception],
     args: tuple[Any, ...],
     fields: dict[str, Any] | None,
 ) -> Iterator[Callable[[], BaseException | None]]:
+    # Without the attributes that a constructor sets, the constructor has to.
+    if fields is not None or issubclass(cls, Error) or not _has_constructor(cls):
+        yield partial(_rebuild, cls, args, fields or {})
     yield partial(cls, *args)
-    if issubclass(cls, Error):
-        yield partial(restore_error, cls, args, fields or {})
     for base in _base_constructors(cls):
         yield partial(_construct_like, base, cls, args)
+
+
+def _rebuild(
+    cls: type[Exception],
+    args: tuple[Any, ...],
+    fields: dict[str, Any],
+) -> BaseException | None:
+    """Make an instance without running code of its class, but for showing it."""
+    native = _native_base(cls)
+    made = native.__new__(cls, *args)
+    native.__init__(made, *args)
+    _set_fields(made, fields)
+    return made if _is_presentable(made) else None
+
+
+def _native_base(cls: type[BaseException]) -> type[BaseException]:
+    """Find the nearest base that is written in C, and sets up the memory of it."""
+    return next(
+        base
+        for base in cls.__mro__
+        if not base.__flags__ & _HEAP_TYPE or base in _group_classes()
+    )
+
+
+def _has_constructor(cls: type[BaseException]) -> bool:
+    """Whether the class has a constructor that is written in Python."""
+    made_by = (inspect.getattr_static(cls, name) for name in ("__init__", "__new__"))
+    return any(isinstance(each, (FunctionType, staticmethod)) for each in made_by)
+
+
+def _group_classes() -> tuple[type[Any], ...]:
+    """Return the base of exception groups; Python 3.10 has it from a package, if so."""
+    known = (sys.modules.get(name) for name in ("builtins", "exceptiongroup"))
+    found = (getattr(module, "BaseExceptionGroup", None) for module in known)
+    return tuple({group for group in found if group is not None})
+
+
+def _as_exception_group(cls: type[BaseException]) -> type[BaseException]:
+    if cls not in _group_classes():
+        return cls
+    group: type[BaseException] = vars(sys.modules[cls.__module__])["ExceptionGroup"]
+    return group
+
+
+def _set_fields(exc: BaseException, fields: dict[str, Any]) -> None:
+    """Set attributes, but for those that would take the place of something else."""
+    declared = declared_fields(type(exc)) if isinstance(exc, Error) else None
+    for name, value in fields.items():
+        if declared is not None and name not in declared and name != "__notes__":
+            continue
+        found = inspect.getattr_static(type(exc), name, None)
+        if _is_slot(name, found):
+            # Read-only, or not of the type that the built-in exception wants.
+            with suppress(AttributeError, TypeError):
+                object.__setattr__(exc, name, value)
+        elif _is_settable(name, value) and not _is_taken(found):
+            # Not by assignment, which runs properties and is refused when frozen.
+            exc.__dict__[name] = value
+
+
+def _is_slot(name: str, found: object) -> bool:
+    """Whether an attribute is kept in a slot, as those of built-in exceptions are."""
+    return isinstance(found, MemberDescriptorType) and not name.startswith("__")
+
+
+def _is_settable(name: str, value: Any) -> bool:
+    if name == "__notes__":
+        notes = cast("list[object]", value) if isinstance(value, list) else [None]
+        return all(isinstance(note, str) for note in notes)
+    return not name.startswith("__")
+
+
+def _is_taken(found: Any) -> bool:
+    """Whether the class has something of its own there: a method or a property."""
+    is_method = callable(found) or type(found) in (classmethod, staticmethod)
+    return is_method or inspect.isdatadescriptor(found)
+
+
+def _bytes_as_text(
+    args: tuple[Any, ...],
+    fields: dict[str, Any],
+) -> dict[str, str] | None:
+    values = {**{str(index): arg for index, arg in enumerate(args)}, **fields}
+    return {
+        name: base64.b64encode(value).decode()
+        for name, value in values.items()
+        if isinstance(value, bytes)
+    } or None
+
+
+def _with_bytes(exc: ExceptionRepr) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
+    """Return arguments and attributes, the bytes among them as bytes again."""
+    args = {str(index): arg for index, arg in enumerate(exc.exc_message)}
+    fields = None if exc.exc_fields is None else dict(exc.exc_fields)
+    for name, text in (exc.exc_bytes or {}).items():
+        value = _attempt(partial(base64.b64decode, text, validate=True))
+        for values in (args, fields or {}):
+            if value is not None and name in values:
+                values[name] = value
+    return tuple(args.values()), fields
 
 
 def _base_constructors(cls: type[BaseException]) -> Iterator[type[BaseException]]:
@@ -544,10 +691,39 @@ def _serializable_fields(
     exc: BaseException,
     coder: Coder[Any, Any],
 ) -> dict[str, Any] | None:
-    fields = exc.as_kwargs() if isinstance(exc, Error) else None
-    if not fields:
-        return None
-    return dict(zip(fields, ensure_serializable(fields.values(), coder), strict=True))
+    fields = _fields_of(exc)
+    kept = dict(zip(fields, ensure_serializable(fields.values(), coder), strict=True))
+    slots = _slots_of(exc)
+    kept |= {name: each for name, each in slots.items() if _survives(each, coder)}
+    # Said to be none, so that nobody takes it for an error of taskiq 0.13.0.
+    is_needed = _has_constructor(type(exc)) and not isinstance(exc, Error)
+    return kept if kept or is_needed else None
+
+
+def _fields_of(exc: BaseException) -> dict[str, Any]:
+    """Return the attributes that an exception was given."""
+    given = vars(exc)
+    if not isinstance(exc, Error):
+        return dict(given)
+    notes = {name: given[name] for name in ("__notes__",) if name in given}
+    return exc.as_kwargs() | notes
+
+
+def _slots_of(exc: BaseException) -> dict[str, Any]:
+    """Return what is kept in slots and not in `args`: the filename of an OSError."""
+    found = {
+        name: getattr(exc, name, None)
+        for base in type(exc).__mro__
+        for name, member in vars(base).items()
+        # The object without the attribute is nobody's business but the worker's.
+        if base is not AttributeError or name != "obj"
+        if _is_slot(name, member)
+    }
+    return {
+        name: value
+        for name, value in found.items()
+        if value is not None and not any(value is arg for arg in exc.args)
+    }
 
 
 def _survives(obj: object, coder: Coder[Any, Any]) -> bool:

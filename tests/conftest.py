@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +23,11 @@ def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
     """Turn a skip into a failure that keeps its reason; an expected failure stays."""
     if not report.skipped or hasattr(report, "wasxfail"):
         return
-    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+    where, reason = "", ""
+    if isinstance(report.longrepr, tuple):
+        where, _, reason = report.longrepr
+    if Path(where).parts[-2:] == ("testing", "conformance.py"):
+        return  # nothing is missing here: what a broker need not do is not asked of it
     report.outcome = "failed"
     report.longrepr = f"{report.nodeid} was skipped, which CI forbids: {reason}"
 
@@ -46,6 +52,12 @@ def pytest_make_collect_report() -> Generator[
     if _nothing_may_be_skipped():
         _fail_if_skipped(report)
     return report
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A run in the background of a shell does not hear Ctrl-C, nor would the commands
+    # that tests start; with a handler here they begin with the default.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Every run of a commit tries the same examples: what fails is the change's doing. The

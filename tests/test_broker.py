@@ -555,15 +555,6 @@ def test_labels_stay_what_they_were_given_as(broker: PlainBroker) -> None:
     assert task.labels["types_of_exceptions"] == (ValueError,)
 
 
-def test_batch_names_are_labels_where_no_batch_is_asked_for(
-    broker: PlainBroker,
-) -> None:
-    task = broker.register_task(number, batch_size=5, batch_anything="x")
-
-    assert task.labels == {"batch_size": 5, "batch_anything": "x"}
-    assert task.batch is None
-
-
 def test_a_task_is_found_by_its_name_and_a_later_one_replaces_it(
     broker: PlainBroker,
 ) -> None:

@@ -21,6 +21,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
+from taskiq.cli.health import cmd as health_cmd
+from taskiq.cli.inspect import cmd as inspect_cmd
 from taskiq.cli.scheduler import args as scheduler_args
 from taskiq.cli.worker import args as worker_args
 
@@ -293,18 +295,61 @@ def test_every_example_and_every_included_file_is_run_by_a_test() -> None:
             is_tested = file.parent == EXAMPLES and file.name in tested
             # Run by tests/plugins, with the plugins it needs.
             is_tested |= file == DOCS / "examples" / "fastapi_app" / "app.py"
+            # Checked and run by tests/test_deploy.py.
+            is_tested |= file.parent == DOCS / "examples" / "deploy"
+            # Each with a worker, by tests/plugins/test_getting_started.py.
+            is_tested |= file.parent == DOCS / "examples" / "brokers"
             assert is_tested or file.suffix == ".md", f"{page} includes {path}"
 
 
 def test_the_page_of_the_command_line_names_every_flag_and_no_other() -> None:
     page = (DOCS / "guide" / "cli.md").read_text(encoding="utf-8")
+    page = page.partition("## `taskiq completion`")[0]
     worker, _, scheduler = page.partition("## `taskiq scheduler`")
     for text, parser in (
-        (worker, worker_args._parser()),
-        (scheduler, scheduler_args._parser()),
+        (worker, worker_args.make_parser()),
+        (scheduler, scheduler_args.make_parser()),
     ):
         named = set(re.findall(r"(?<![-\w`])`(--?[a-z][-_a-z]*)`", text))
         assert named == flags_of(parser)
+
+
+def test_the_page_of_operations_names_every_flag_of_its_commands() -> None:
+    page = (DOCS / "guide" / "operations.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"--[a-z][-a-z]*", page))
+    for parser in (health_cmd._parser(), inspect_cmd._parser()):
+        assert all_flags_of(parser) <= named | {"-d", "-fsd", "-tp"}
+
+
+def all_flags_of(parser: ArgumentParser) -> set[str]:
+    """Give the flags of a parser and of those below it."""
+    below = [
+        each
+        for action in parser._actions
+        if isinstance(action.choices, dict)
+        for each in action.choices.values()
+    ]
+    return flags_of(parser).union(*map(all_flags_of, below))
+
+
+def test_the_page_of_operations_shows_the_tasks_that_are_shown(tmp_path: Path) -> None:
+    page = DOCS / "guide" / "operations.md"
+    [block] = [each for each in BLOCKS if each.page == page]
+    assert block.title is not None
+    (tmp_path / block.title).write_text(block.code, encoding="utf-8")
+    command = "taskiq inspect tasks app:broker"
+    shown = re.search(rf"\$ {command}\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    assert shown is not None
+    printed = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-m", *command.split()],
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+        encoding="utf-8",
+        env={**os.environ, "TASKIQ_HEALTH_FILE": ""},
+        timeout=HANG,
+    ).stdout
+    assert printed == shown[1]
 
 
 def flags_of(parser: ArgumentParser) -> set[str]:

@@ -1,7 +1,12 @@
+import asyncio
+from typing import Any
+
 import pytest
 
+from taskiq.kicker import AsyncKicker
 from taskiq.result import TaskiqResult
 from taskiq.result_backends.dummy import DummyResultBackend
+from tests.support.brokers import QueueBroker
 
 
 async def test_a_broker_without_result_backend_says_so_instead_of_hanging() -> None:
@@ -14,6 +19,8 @@ async def test_a_broker_without_result_backend_says_so_instead_of_hanging() -> N
     with pytest.warns(UserWarning, match="No result backend") as warned:
         result = await backend.get_result("id")
     assert [warning.filename for warning in warned] == [__file__]
+    assert "for task id an empty result is returned" in str(warned[0].message)
+    assert "broker.with_result_backend(...)" in str(warned[0].message)
     assert result.model_dump() == {
         "is_err": False,
         "log": None,
@@ -22,6 +29,13 @@ async def test_a_broker_without_result_backend_says_so_instead_of_hanging() -> N
         "labels": {},
         "error": None,
     }
+
+
+async def test_waiting_without_a_result_backend_ends_at_once_and_says_why() -> None:
+    kicker: AsyncKicker[..., Any] = AsyncKicker("name", QueueBroker(), {})
+    handle = await kicker.with_task_id("id").kiq()
+    with pytest.warns(UserWarning, match="No result backend .* for task id"):
+        await asyncio.wait_for(handle.wait_result(), timeout=1)
 
 
 async def test_every_read_makes_a_result_of_its_own() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from izulu import root
 
-from taskiq.error import Error, restore_error
+from taskiq.error import Error
 
 _ErrorT = TypeVar("_ErrorT", bound=Error)
 
@@ -304,15 +304,3 @@ def test_an_error_may_refer_to_itself() -> None:
 
     assert twin.item is twin
     assert pickled(error).item is not error
-
-
-def test_restoring_keeps_the_message_and_the_fields_that_are_still_declared() -> None:
-    error = restore_error(ItemError, ("as raised",), {"item": 1, "gone": 2})
-
-    assert str(error) == "as raised"
-    assert error.as_kwargs() == {"item": 1}
-
-
-def test_restoring_without_a_required_field_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="Missing arguments: 'item'"):
-        restore_error(ItemError, ("as raised",), {})

@@ -72,6 +72,7 @@ WITH_FIELDS: list[Error] = [
         allowed="it must be an int of at least 1",
     ),
     exc.TaskiqBatchResultError(task_name="m:f", expected=3, actual="a list of 2"),
+    exc.TaskiqLabelError(task_name="m:f", label="timout", advice="timeout?"),
 ]
 WITHOUT_FIELDS = [cls() for cls, _, template in TABLE if "{" not in template]
 

@@ -124,6 +124,7 @@ async def test_missing_results_are_given_up_once_the_timeout_is_exceeded(
     with pytest.raises(TaskiqResultTimeoutError) as caught:
         await values(handle, timeout=3, periodicity=0)
     assert caught.value.timeout == 3
+    assert "has no result after 3 seconds" in str(caught.value)
     assert handle.looks == 4
 
 

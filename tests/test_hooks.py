@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 
 from taskiq import TaskiqMessage, TaskiqMiddleware
-from taskiq.hooks import HookLists, hooks_of, overriding, run_hooks
+from taskiq.hooks import HookLists, hooks_of, overriding
+from taskiq.receiver.containment import run_hooks
 from tests.support.brokers import QueueBroker
 from tests.support.recorders import RecordingMiddleware
 
 IN_ORDER = ("startup", "shutdown", "pre_send", "pre_execute", "on_batch_start")
 REVERSED = (
     "post_send",
+    "on_send_error",
+    "on_ending",
+    "on_dead_letter",
     "on_error",
     "post_execute",
     "post_save",
@@ -183,7 +187,8 @@ async def test_a_hook_that_fails_is_logged_and_the_next_one_runs(
     broker.add_middlewares(RecordingMiddleware("", events), Failing())
     message: Any = SimpleNamespace(task_id="id")
 
-    await run_hooks(broker, hook, "the subject", message, None)
+    middlewares = getattr(hooks_of(broker), hook)
+    await run_hooks(middlewares, hook, "the subject", message, None)
 
     assert events == [(hook, "id")]
     [record] = caplog.records
@@ -192,11 +197,19 @@ async def test_a_hook_that_fails_is_logged_and_the_next_one_runs(
     assert record.exc_info is not None
 
 
-async def test_a_hook_that_fails_is_raised_on_request(
+async def test_a_hook_that_fails_stops_the_others_on_request(
     broker: QueueBroker,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    broker.add_middlewares(Failing())
-    with pytest.raises(LookupError, match="post_save fails"):
-        await run_hooks(broker, "post_save", "x", None, None, raise_err=True)
+    broker.add_middlewares(Failing(), Failing())
+    failed = await run_hooks(
+        hooks_of(broker).post_save,
+        "post_save",
+        "x",
+        None,
+        None,
+        ends_with_failure=True,
+    )
+    assert failed is not None
+    assert isinstance(failed.error, LookupError)
     assert len(caplog.records) == 1

@@ -9,6 +9,7 @@ import logging
 import subprocess
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone
+from threading import Lock
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import UUID
@@ -20,15 +21,21 @@ from pydantic import BaseModel, ValidationError
 
 from taskiq import (
     BrokerMessage,
+    InMemoryBroker,
     TaskiqFormatter,
     TaskiqMessage,
     TaskiqMiddleware,
 )
-from taskiq.exceptions import SendTaskError, UnknownTaskError
+from taskiq.exceptions import (
+    SendTaskError,
+    UnknownTaskError,
+    UnsendableArgumentError,
+)
 from taskiq.formatters.json_formatter import JSONFormatter
 from taskiq.kicker import AsyncKicker
 from taskiq.scheduler.created_schedule import CreatedSchedule
 from taskiq.scheduler.scheduled_task import CronSpec
+from taskiq.serializers import PickleSerializer
 from tests.support import wire
 from tests.support.brokers import QueueBroker
 from tests.support.environments import EnvironmentNotMadeError, released_python
@@ -37,6 +44,14 @@ from tests.support.wire import Case, Colour, Document, Point
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+
+class Described:
+    """A class of an application, which the hints of a task name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -476,16 +491,178 @@ async def test_an_error_of_the_broker_is_the_cause_of_a_send_error(
     assert journal == ["m before"]
 
 
-@pytest.mark.parametrize("argument", [object(), b"\xff"])
-async def test_what_cannot_be_dumped_is_a_send_error(
-    argument: object,
+@dataclasses.dataclass
+class Row:
+    """An argument with something in it that cannot be copied or written."""
+
+    handle: object
+
+
+class Table(BaseModel):
+    """A model with something in it that cannot be written."""
+
+    handle: Any
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "labels", "path", "kind"),
+    [
+        ((object(),), {}, {}, "args[0]", "object"),
+        ((1, [b"\xff"]), {}, {}, "args[1][0]", "bytes"),
+        ((1,), {"rows": [{"a": Lock()}]}, {}, 'kwargs["rows"][0]["a"]', "_thread.lock"),
+        ((Row(Lock()),), {}, {}, "args[0].handle", "_thread.lock"),
+        ((Table(handle=Lock()),), {}, {}, "args[0].handle", "_thread.lock"),
+        ((int,), {}, {}, "args[0]", "the class int"),
+    ],
+)
+@pytest.mark.parametrize("is_compact", [False, True])
+async def test_an_argument_that_cannot_be_serialised_is_named_with_its_type(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    labels: dict[str, Any],
+    path: str,
+    kind: str,
+    is_compact: bool,
     kicker: AnyKicker,
     broker: QueueBroker,
 ) -> None:
-    with pytest.raises(SendTaskError) as caught:
-        await kicker.kiq(argument)
-    assert caught.value.__cause__ is not None
+    if is_compact:
+        broker.with_formatter(JSONFormatter())
+    with pytest.raises(UnsendableArgumentError) as caught:
+        await kicker.kiq(*args, **kwargs)
+    error = caught.value
+    assert isinstance(error, SendTaskError)
+    assert (error.task_name, error.path, error.kind) == ("name", path, kind)
+    assert f"Cannot send task name: {path} is of type {kind}, which" in str(error)
+    assert error.reason in str(error)
+    assert isinstance(error.__cause__, (TypeError, ValueError))
     assert broker.take_all() == []
+
+
+async def test_a_label_of_a_hook_that_cannot_be_serialised_is_named(
+    kicker: AnyKicker,
+    broker: QueueBroker,
+) -> None:
+    class LabellingMiddleware(TaskiqMiddleware):
+        def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+            message.labels["lock"] = Lock()
+            return message
+
+    broker.add_middlewares(LabellingMiddleware())
+    with pytest.raises(UnsendableArgumentError, match=r'labels\["lock"\] is of type'):
+        await kicker.kiq(1)
+
+
+async def test_a_formatter_that_fails_for_every_message_is_the_cause() -> None:
+    class BrokenFormatter(JSONFormatter):
+        def dumps(self, message: TaskiqMessage) -> BrokerMessage:
+            if message.args:
+                return super().dumps(message)
+            raise LookupError("no schema")
+
+    broker = QueueBroker().with_formatter(BrokenFormatter())
+    with pytest.raises(SendTaskError) as caught:
+        await AsyncKicker("name", broker, {}).kiq()
+    assert type(caught.value) is SendTaskError
+    assert repr(caught.value.__cause__) == "LookupError('no schema')"
+
+
+async def test_own_objects_reach_the_task_through_pickle() -> None:
+    broker = InMemoryBroker().with_serializer(PickleSerializer())
+
+    @broker.task
+    async def name_of(described: Described, raw: bytes) -> str:
+        return f"{described.name} {raw!r}"
+
+    handle = await name_of.kiq(Described("own"), b"\xff")
+
+    assert (await handle.wait_result()).return_value == r"own b'\xff'"
+
+
+class FailureNotingMiddleware(TaskiqMiddleware):
+    """Notes what was not sent, and fails at it if it is told to."""
+
+    def __init__(self, name: str, journal: list[str], *, fails: bool = False) -> None:
+        super().__init__()
+        self.name = name
+        self.journal = journal
+        self.fails = fails
+
+    def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+        return message.model_copy(update={"task_id": f"{message.task_id} {self.name}"})
+
+    async def on_send_error(
+        self,
+        message: TaskiqMessage,
+        exception: BaseException,
+    ) -> None:
+        name = type(exception).__name__
+        self.journal.append(f"{self.name}: {message.task_id}: {name}")
+        if self.fails:
+            raise LookupError("hook")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionError("gone"), SendTaskError),
+        (asyncio.CancelledError("stop"), asyncio.CancelledError),
+    ],
+)
+async def test_middlewares_are_told_of_what_was_not_sent_in_reverse(
+    error: BaseException,
+    told: type[BaseException],
+) -> None:
+    journal: list[str] = []
+    broker = FailingBroker(error).with_middlewares(
+        FailureNotingMiddleware("a", journal),
+        FailureNotingMiddleware("b", journal, fails=True),
+    )
+
+    with pytest.raises(told):
+        await AsyncKicker("name", broker, {}).with_task_id("id").kiq()
+
+    assert journal == [f"{name}: id a b: {told.__name__}" for name in "ba"]
+
+
+async def test_middlewares_are_told_of_what_could_not_be_dumped_or_was_refused() -> (
+    None
+):
+    class RefusingMiddleware(TaskiqMiddleware):
+        def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+            if not message.args:
+                raise PermissionError
+            return message
+
+    journal: list[str] = []
+    broker = QueueBroker().with_middlewares(
+        FailureNotingMiddleware("a", journal),
+        RefusingMiddleware(),
+    )
+    kicker: AnyKicker = AsyncKicker("name", broker, {}).with_task_id("id")
+
+    with pytest.raises(PermissionError):
+        await kicker.kiq()
+    with pytest.raises(UnsendableArgumentError):
+        await kicker.kiq(object())
+    await kicker.kiq(1)
+
+    assert journal == ["a: id a: PermissionError", "a: id a: UnsendableArgumentError"]
+
+
+async def test_a_post_send_hook_that_fails_is_no_failed_sending() -> None:
+    class TellingMiddleware(TaskiqMiddleware):
+        def post_send(self, message: TaskiqMessage) -> None:
+            raise PermissionError
+
+    journal: list[str] = []
+    broker = QueueBroker().with_middlewares(
+        FailureNotingMiddleware("a", journal),
+        TellingMiddleware(),
+    )
+    with pytest.raises(PermissionError):
+        await AsyncKicker("name", broker, {}).kiq()
+    assert journal == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import asyncio
 import dataclasses
+import pickle
 from collections.abc import AsyncGenerator, Sequence
 from types import SimpleNamespace
 from typing import Annotated, Any, TypeVar, cast
@@ -229,3 +230,11 @@ def test_the_type_parameter_checks_meta() -> None:
         {"state": "s", "meta": "1"},
     )
     assert unchecked.meta == "1"
+
+
+def test_pickled_progress_can_be_read_by_every_version() -> None:
+    # taskiq 0.13.0 has these classes in this module, and knows no other.
+    progress: TaskProgress[Any] = TaskProgress(state=TaskState.STARTED, meta=None)
+    pickled = pickle.dumps(progress)
+    assert b"taskiq.depends.progress_tracker" in pickled
+    assert b"taskiq.progress" not in pickled

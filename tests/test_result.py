@@ -160,6 +160,15 @@ def test_unpickling_sets_no_further_fields() -> None:
     assert back.model_fields_set == {"is_err", "return_value", "execution_time"}
 
 
+def test_a_pickled_exit_does_not_end_its_reader() -> None:
+    result = failed(SystemExit(3))
+
+    back = pickle.loads(pickle.dumps(result))  # noqa: S301 - just dumped
+
+    assert repr(result.error) == "SystemExit(3)"
+    assert repr(back.error) == repr(Exception("<class 'SystemExit'>((3,))"))
+
+
 def test_a_wrapper_left_in_a_pickled_result_is_restored() -> None:
     result = failed(ValueError())
     result.error = Wrapper(__name__, "TwoPartError", ("5: x",))

@@ -3,9 +3,10 @@ import pickle
 import sys
 import threading
 import types
+from asyncio import CancelledError
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pydantic
 import pytest
@@ -31,7 +32,7 @@ from taskiq.serialization import (
 from taskiq.serialization import _UnpickleableExceptionWrapper as Wrapper
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup
+    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
 
 class FragileKeyError(KeyError):
@@ -292,7 +293,7 @@ def test_an_exception_met_on_two_ways_is_kept_on_both() -> None:
     assert data["exc_cause"]["exc_cause"] == data["exc_context"]
 
 
-def test_a_group_becomes_an_ordinary_exception() -> None:
+def test_the_args_of_a_group_are_written_as_by_0_13_0() -> None:
     data = dumped(ExceptionGroup("g", [ValueError(1)]))
 
     assert data["exc_message"] == ["g", "[ValueError(1)]"]
@@ -536,7 +537,9 @@ def test_the_nearest_constructor_that_accepts_the_args_is_used() -> None:
 
 
 def test_an_exception_that_could_not_be_shown_becomes_a_text() -> None:
-    restored = through_json(UnshowableError(5, "x"))
+    restored = exception_to_python(
+        stored("UnshowableError", "5: x", module=__name__),
+    )
 
     assert type(restored) is Exception
     assert str(restored) == f"{UnshowableError}(('5: x',))"
@@ -577,7 +580,243 @@ def test_a_field_json_cannot_carry_becomes_its_repr() -> None:
 def test_only_fields_that_were_given_travel() -> None:
     assert dumped(LimitError(limit=5))["exc_fields"] == {"limit": 5}
     assert "exc_fields" not in dumped(Error())
-    assert "exc_fields" not in dumped(TwoPartError(5, "x"))
+    assert "exc_fields" not in dumped(KeyError("k"))
+
+
+# Attributes
+
+
+class KeywordError(Exception):
+    """Can only be made by keyword, and tells when that happens."""
+
+    made: ClassVar[list[str]] = []
+
+    def __init__(self, text: str, *, code: int, body: bytes = b"") -> None:
+        super().__init__(text)
+        self.code = code
+        self.body = body
+        self.made.append(text)
+
+
+class SlottedError(Exception):
+    __slots__ = ("code",)
+
+    def __init__(self, code: int) -> None:
+        super().__init__("slotted")
+        self.code = code
+
+
+class FileError(OSError):
+    def __init__(self, path: str) -> None:
+        super().__init__(2, "gone", path)
+        self.path = path
+
+
+class GuardedError(Exception):
+    """Does something whenever one of its attributes is set."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.__dict__["code"] = code
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AssertionError(f"{name} was set")
+
+
+def test_attributes_survive_and_no_constructor_is_called() -> None:
+    error = KeywordError("text", code=5, body=b"\xff\x00")
+    KeywordError.made.clear()
+
+    restored = through_json(error)
+
+    assert isinstance(restored, KeywordError)
+    assert (restored.args, restored.code, restored.body) == (("text",), 5, b"\xff\x00")
+    assert KeywordError.made == []
+
+
+class CountedError(Exception):
+    """Has a constructor, which sets nothing."""
+
+    made = 0
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        type(self).made += 1
+
+
+class CountedExit(BaseException):
+    made = 0
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        type(self).made += 1
+
+
+@pytest.mark.parametrize("cls", [CountedError, CountedExit])
+def test_no_constructor_is_called_that_has_nothing_to_set(
+    cls: type[CountedError | CountedExit],
+) -> None:
+    error = cls("text")
+    cls.made = 0
+
+    restored = through_json(error)
+
+    assert "text" in str(restored)
+    assert cls.made == 0
+
+
+def test_attributes_in_slots_survive() -> None:
+    restored = through_json(SlottedError(5))
+
+    assert isinstance(restored, SlottedError)
+    assert restored.code == 5
+
+
+def test_restoring_attributes_runs_no_code_of_the_class() -> None:
+    restored = through_json(GuardedError(5))
+
+    assert isinstance(restored, GuardedError)
+    assert vars(restored) == {"code": 5}
+
+
+def test_attributes_survive_through_an_error_that_cannot_be_pickled() -> None:
+    restored = through_pickle(KeywordError("text", code=5))
+
+    assert isinstance(restored, KeywordError)
+    assert restored.code == 5
+
+
+def test_an_unknown_class_keeps_attributes_too() -> None:
+    data = dumped(KeywordError("text", code=5)) | {"exc_module": "not.loaded"}
+
+    assert vars(exception_to_python(data))["code"] == 5
+
+
+@pytest.mark.parametrize("error", [FileError("/p"), FileNotFoundError(2, "x", "/p")])
+def test_an_os_error_keeps_its_filename(error: OSError) -> None:
+    restored = through_json(error)
+
+    assert isinstance(restored, type(error))
+    assert (restored.errno, restored.filename) == (2, "/p")
+    assert str(restored) == str(error)
+    assert vars(restored) == vars(error)
+
+
+def test_a_unicode_error_keeps_the_bytes() -> None:
+    error = UnicodeDecodeError("utf-8", b"a\xff", 1, 2, "invalid start byte")
+
+    restored = through_json(error)
+
+    assert type(restored) is UnicodeDecodeError
+    assert restored.args == error.args
+
+
+def test_what_an_attribute_error_was_raised_for_is_not_told() -> None:
+    error = AttributeError("text", name="name", obj="secret")
+
+    restored = through_json(error)
+
+    assert isinstance(restored, AttributeError)
+    assert (restored.name, restored.obj) == ("name", None)
+
+
+def test_notes_survive() -> None:
+    error, templated = ValueError("x"), LimitError(limit=5)
+    for each in (error, templated):
+        vars(each)["__notes__"] = ["look here"]
+
+    for each in (error, templated):
+        assert vars(through_json(each))["__notes__"] == ["look here"]
+
+
+def test_a_group_keeps_its_members_and_their_causes() -> None:
+    member = KeywordError("text", code=5)
+    member.__cause__ = KeyError("k")
+
+    restored = through_json(
+        ExceptionGroup("all", [member, ExceptionGroup("in", [OSError(1)])])
+    )
+
+    assert isinstance(restored, ExceptionGroup)
+    first, second = restored.exceptions
+    assert isinstance(first, KeywordError)
+    assert (first.code, repr(first.__cause__)) == (5, "KeyError('k')")
+    assert isinstance(second, ExceptionGroup)
+    assert repr(second.exceptions) == "(OSError(1),)"
+
+
+def test_a_group_of_too_many_is_cut_and_says_so() -> None:
+    restored = through_json(ExceptionGroup("all", [ValueError(n) for n in range(500)]))
+
+    assert isinstance(restored, ExceptionGroup)
+    assert len(restored.exceptions) == 99
+    assert str(restored.exceptions[-1]) == "chain cut after 99 exceptions"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), CancelledError("c")],
+)
+def test_what_would_end_its_reader_becomes_a_plain_error_that_names_it(
+    error: BaseException,
+) -> None:
+    restored = through_json(error)
+
+    assert type(restored) is Exception
+    assert str(restored) == f"{type(error)}({error.args})"
+
+
+def test_a_group_of_what_would_end_its_reader_becomes_one_of_errors() -> None:
+    restored = through_json(BaseExceptionGroup("all", [SystemExit(3), KeyError("k")]))
+
+    assert type(restored) is ExceptionGroup
+    first, second = restored.exceptions
+    assert str(first) == "<class 'SystemExit'>((3,))"
+    assert repr(second) == "KeyError('k')"
+
+
+def test_the_constructor_is_called_for_an_error_of_0_13_0() -> None:
+    """That one stores no attributes, so only the constructor can set them."""
+    restored = exception_to_python(stored("ApiError", "text", module=__name__))
+
+    assert isinstance(restored, ApiError)
+    assert restored.message == "text"
+
+
+def test_hostile_attributes_are_ignored() -> None:
+    fields = {
+        "__class__": "x",
+        "__dict__": {},
+        "__notes__": [1],
+        "__traceback__": "x",
+        "args": ["x"],
+        "with_traceback": "x",
+        "errno": "kept",
+        "own": "kept",
+    }
+    data = stored("OSError", 1, "text") | {"exc_fields": fields}
+
+    restored = exception_to_python(data)
+
+    assert isinstance(restored, PermissionError)
+    assert restored.args == (1, "text")
+    assert repr(restored.errno) == "'kept'"
+    assert vars(restored) == {"own": "kept"}
+
+
+@pytest.mark.parametrize("given", [{"0": "!"}, {"9" * 9999: "AA=="}, {"x": "AA=="}])
+def test_bytes_for_nothing_are_ignored(given: dict[str, str]) -> None:
+    data = stored("ValueError", "text") | {"exc_bytes": given}
+
+    assert repr(exception_to_python(data)) == "ValueError('text')"
+
+
+def test_endless_members_are_refused() -> None:
+    data = stored("ExceptionGroup", "x", [])
+    data["exc_members"] = [data]
+
+    with pytest.raises(SecurityError, match="at most 200 exceptions"):
+        exception_to_python(data)
 
 
 def test_an_error_stored_by_0_13_0_comes_back_as_its_class_without_fields() -> None:
@@ -795,7 +1034,9 @@ _JSON = st.recursive(
         optional={
             "exc_cause": _JSON,
             "exc_suppress_context": _JSON,
-            "exc_fields": _JSON,
+            "exc_fields": _JSON | st.dictionaries(st.text(), _JSON),
+            "exc_members": _JSON,
+            "exc_bytes": _JSON | st.dictionaries(st.text(), st.text()),
         },
     ),
 )

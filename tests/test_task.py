@@ -150,6 +150,67 @@ async def test_setting_the_wall_clock_does_not_end_the_wait(
     assert (await task.wait_result(timeout=10)).return_value == 5
 
 
+class Telling(Backend):
+    """Is told when a result is stored."""
+
+    async def wait_for_result(
+        self,
+        task_id: str,
+        timeout: float,
+        with_logs: bool = False,
+    ) -> TaskiqResult[Any]:
+        self.reads.append((f"{task_id} within {timeout}", with_logs))
+        return self.result
+
+
+async def test_without_an_interval_the_backend_decides_how_to_wait() -> None:
+    backend = Telling("5")
+    task = AsyncTaskiqTask("id", backend, int)
+    result = await task.wait_result(timeout=3, with_logs=True)
+    assert result.return_value == 5
+    assert (backend.reads, backend.looks) == ([("id within 3", True)], [])
+
+
+async def test_with_an_interval_any_backend_is_looked_at(
+    virtual_time: VirtualTime,
+) -> None:
+    backend = Telling(5, ready_after=1)
+    await AsyncTaskiqTask("id", backend).wait_result(check_interval=0.2)
+    assert (virtual_time.naps, backend.looks) == ([0.2], ["id", "id"])
+
+
+class Foreign:
+    """A result backend with the three methods that matter, and no base class."""
+
+    def __init__(self) -> None:
+        self.backend = Backend(5, ready_after=2)
+        self.is_result_ready = self.backend.is_result_ready
+        self.get_result = self.backend.get_result
+
+
+async def test_a_backend_of_no_base_class_is_looked_at_more_and_more_seldom(
+    virtual_time: VirtualTime,
+) -> None:
+    backend: Any = Foreign()
+    assert (await AsyncTaskiqTask("id", backend).wait_result()).return_value == 5
+    assert virtual_time.naps == [0.005, 0.01]
+
+
+async def test_one_failed_look_does_not_end_the_wait_and_the_third_does(
+    virtual_time: VirtualTime,
+) -> None:
+    class Flaky(Backend):
+        async def is_result_ready(self, task_id: str) -> bool:
+            if await super().is_result_ready(task_id):
+                raise ConnectionError(f"look {len(self.looks)}")
+            return False
+
+    with pytest.raises(ResultIsReadyError) as caught:
+        await AsyncTaskiqTask("id", Flaky(ready_after=2)).wait_result(0.5)
+    assert str(caught.value.__cause__) == "look 5"
+    assert virtual_time.naps == [0.5] * 4
+
+
 async def test_the_log_is_read_when_asked_for() -> None:
     backend = Backend()
     await AsyncTaskiqTask("id", backend).wait_result(with_logs=True)
@@ -176,6 +237,43 @@ async def test_a_value_of_another_type_is_kept_with_a_warning_that_names_the_tas
     assert (record.name, record.levelno) == ("taskiq.task", logging.WARNING)
     assert "some-id" in record.message
     assert "int" in record.message
+
+
+@pytest.mark.parametrize(
+    ("value", "is_err", "return_type"),
+    [(None, True, int), ("set by the context", False, type(None))],
+    ids=["a failed task", "a task that returns nothing"],
+)
+async def test_a_value_that_nobody_promised_is_kept_without_a_warning(
+    value: Any,
+    is_err: bool,
+    return_type: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backend = Backend(value)
+    backend.result.is_err = is_err
+    result = await AsyncTaskiqTask("id", backend, return_type).get_result()
+    assert result.return_value == value
+    assert caplog.records == []
+
+
+async def test_a_timeout_names_the_task_and_says_what_to_look_at(
+    virtual_time: VirtualTime,
+) -> None:
+    task = AsyncTaskiqTask("some-id", Backend(ready_after=100))
+    with pytest.raises(TaskiqResultTimeoutError) as unnamed:
+        await task.wait_result(timeout=1)
+    task.task_name = "pkg.mod:func"
+    with pytest.raises(TaskiqResultTimeoutError) as named:
+        await task.wait_result(timeout=1)
+    assert "task with ID some-id has no result after 1 seconds" in str(unnamed.value)
+    assert str(named.value) == (
+        "Waiting for task results has timed out, timeout=1: task pkg.mod:func with ID "
+        "some-id has no result after 1 seconds. Is a worker running that knows the "
+        "task (its log says so), and does it store results where this process looks "
+        "for them (Backend)?"
+    )
+    assert named.value.task_name == "pkg.mod:func"
 
 
 async def test_errors_of_the_result_backend_are_told_apart_and_keep_their_cause() -> (

@@ -8,56 +8,14 @@ from typing import Any
 
 import pytest
 
-from taskiq import InMemoryBroker, TaskiqMiddleware
-from taskiq.batch import BatchInfo, FlushReason
+from taskiq import InMemoryBroker
+from taskiq.batch import FlushReason
+from taskiq.clock import Clock
 from taskiq.receiver import Receiver
-from taskiq.receiver.batcher import Clock
 from taskiq.testing import ManualClock
 from tests.support.brokers import QueueBroker
 from tests.support.virtual_time import virtual
-
-
-class Bench:
-    """A batch task on a broker whose clock is moved by hand.
-
-    :param seconds: how long each call takes, by the event loop's time.
-    :ivar calls: the items of each call that has ended.
-    """
-
-    def __init__(self, seconds: float = 0, **limits: Any) -> None:
-        self.clock = ManualClock()
-        self.broker = InMemoryBroker().with_clock(self.clock)
-        self.calls: list[list[int]] = []
-
-        async def double(items: list[int]) -> list[int]:
-            await asyncio.sleep(seconds)
-            self.calls.append(items)
-            return [2 * item for item in items]
-
-        self.task: Any = self.broker.task(batch=True, **limits)(double)
-
-    async def send(self, *items: int) -> None:
-        for item in items:
-            await self.task.kiq(item)
-
-    async def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
-        await self.broker.wait_running()
-
-    @property
-    def open_groups(self) -> int:
-        return self.broker.receiver.batch_statistics().open_groups
-
-
-class Starts(TaskiqMiddleware):
-    """Keeps what the hooks are told when batches start."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.infos: list[BatchInfo] = []
-
-    def on_batch_start(self, batch: BatchInfo) -> None:
-        self.infos.append(batch)
+from tests.support.worker import InProcessWorker
 
 
 def test_a_manual_clock_is_a_clock_to_the_type_checker() -> None:
@@ -69,62 +27,60 @@ def test_a_manual_clock_is_a_clock_to_the_type_checker() -> None:
 async def test_a_batch_leaves_when_the_clock_reaches_its_timeout_and_not_before() -> (
     None
 ):
-    bench = Bench(batch_timeout=3)
-    await bench.send(1, 2)
-    await bench.advance(2)
-    await bench.send(3)
-    await bench.advance(0.75)
-    assert bench.calls == []
-    assert bench.clock.armed == 1
-    await bench.advance(0.25)
-    assert bench.calls == [[1, 2, 3]]
-    assert bench.clock.armed == 0
+    worker = InProcessWorker(batch_timeout=3)
+    await worker.send(1, 2)
+    await worker.advance(2)
+    await worker.send(3)
+    await worker.advance(0.75)
+    assert worker.calls == []
+    assert worker.clock.armed == 1
+    await worker.advance(0.25)
+    assert worker.calls == [[1, 2, 3]]
+    assert worker.clock.armed == 0
 
 
 @virtual
 async def test_however_long_a_test_takes_nothing_leaves_by_itself() -> None:
-    bench = Bench(batch_timeout=3)
-    await bench.send(1)
+    worker = InProcessWorker(batch_timeout=3)
+    await worker.send(1)
     await asyncio.sleep(1000)
-    await bench.broker.wait_running()
-    assert bench.calls == []
-    await bench.broker.wait_all()
-    assert bench.calls == [[1]]
-    assert bench.clock.armed == 0
+    await worker.broker.wait_running()
+    assert worker.calls == []
+    await worker.broker.wait_all()
+    assert worker.calls == [[1]]
+    assert worker.clock.armed == 0
 
 
 @virtual
 async def test_the_idle_timeout_goes_by_the_manual_clock() -> None:
-    bench = Bench(batch_timeout=10, batch_idle_timeout=2)
-    await bench.send(1)
-    await bench.advance(1.5)
-    await bench.send(2)
-    await bench.advance(1.5)
-    assert bench.calls == []
-    await bench.advance(0.5)
-    assert bench.calls == [[1, 2]]
+    worker = InProcessWorker(batch_timeout=10, batch_idle_timeout=2)
+    await worker.send(1)
+    await worker.advance(1.5)
+    await worker.send(2)
+    await worker.advance(1.5)
+    assert worker.calls == []
+    await worker.advance(0.5)
+    assert worker.calls == [[1, 2]]
 
 
 @virtual
 async def test_a_full_batch_is_waited_for_while_the_next_one_stays_open() -> None:
-    bench = Bench(batch_size=2, batch_timeout=10)
-    await bench.send(1, 2, 3)
-    await bench.broker.wait_running()
-    assert bench.calls == [[1, 2]]
-    assert bench.open_groups == 1
-    await bench.broker.wait_all()
-    assert bench.calls == [[1, 2], [3]]
+    worker = InProcessWorker(batch_size=2, batch_timeout=10)
+    await worker.send(1, 2, 3)
+    await worker.broker.wait_running()
+    assert worker.calls == [[1, 2]]
+    assert worker.open_groups == 1
+    await worker.broker.wait_all()
+    assert worker.calls == [[1, 2], [3]]
 
 
 @virtual
 async def test_the_wait_of_a_batch_is_told_in_the_time_of_the_clock() -> None:
-    bench = Bench(batch_timeout=60)
-    starts = Starts()
-    bench.broker.add_middlewares(starts)
-    await bench.send(1)
-    await bench.broker.wait_running()
-    await bench.advance(60)
-    assert [(info.waited, info.flush_reason) for info in starts.infos] == [
+    worker = InProcessWorker(batch_timeout=60)
+    await worker.send(1)
+    await worker.broker.wait_running()
+    await worker.advance(60)
+    assert [(info.waited, info.flush_reason) for info in worker.batches] == [
         (60, FlushReason.TIMEOUT),
     ]
 
@@ -133,27 +89,27 @@ async def test_the_wait_of_a_batch_is_told_in_the_time_of_the_clock() -> None:
 async def test_waiting_without_a_flush_waits_for_plain_tasks_and_what_they_send() -> (
     None
 ):
-    bench = Bench(seconds=1, batch_size=2, batch_timeout=10)
+    worker = InProcessWorker(seconds=1, batch_size=2, batch_timeout=10)
 
-    @bench.broker.task
+    @worker.broker.task
     async def fan_out() -> None:
         await asyncio.sleep(1)
-        await bench.send(1, 2, 3)
+        await worker.send(1, 2, 3)
 
     await fan_out.kiq()
-    await bench.broker.wait_running()
-    assert bench.calls == [[1, 2]]
-    await bench.broker.wait_all()
+    await worker.broker.wait_running()
+    assert worker.calls == [[1, 2]]
+    await worker.broker.wait_all()
 
 
 @virtual
 async def test_waiting_without_a_flush_waits_for_batches_that_wait_for_their_turn() -> (
     None
 ):
-    bench = Bench(seconds=1, batch_size=1, batch_concurrency=1)
-    await bench.send(1, 2, 3)
-    await bench.broker.wait_running()
-    assert bench.calls == [[1], [2], [3]]
+    worker = InProcessWorker(seconds=1, batch_size=1, batch_concurrency=1)
+    await worker.send(1, 2, 3)
+    await worker.broker.wait_running()
+    assert worker.calls == [[1], [2], [3]]
 
 
 async def test_a_worker_takes_the_clock_as_well() -> None:
@@ -175,7 +131,7 @@ async def test_a_worker_takes_the_clock_as_well() -> None:
         receiver.use_clock(None)
     clock.advance(3600)
     await done.wait()
-    await receiver.wait_running()
+    await receiver.runtime.tasks.wait_until(lambda: True)
     with pytest.raises(RuntimeError, match="cannot be changed while"):
         receiver.use_clock(None)
     finish.set()
@@ -183,29 +139,29 @@ async def test_a_worker_takes_the_clock_as_well() -> None:
 
 
 def test_an_alarm_of_a_loop_that_is_closed_rings_no_more() -> None:
-    bench = Bench(batch_timeout=3)
-    asyncio.run(bench.send(1))
-    assert bench.clock.armed == 0
+    worker = InProcessWorker(batch_timeout=3)
+    asyncio.run(worker.send(1))
+    assert worker.clock.armed == 0
 
     async def next_test() -> None:
-        await bench.send(2)
-        await bench.advance(3)
+        await worker.send(2)
+        await worker.advance(3)
 
     asyncio.run(next_test())
-    assert bench.calls == [[2]]
+    assert worker.calls == [[2]]
 
 
 @virtual
 async def test_the_clock_is_not_changed_under_messages_that_wait_by_it() -> None:
-    bench = Bench(batch_timeout=3)
-    await bench.send(1)
+    worker = InProcessWorker(batch_timeout=3)
+    await worker.send(1)
     with pytest.raises(RuntimeError, match="cannot be changed while messages"):
-        bench.broker.with_clock(None)
-    await bench.broker.wait_all()
-    bench.broker.with_clock(None)
-    await bench.send(2)
+        worker.broker.with_clock(None)
+    await worker.broker.wait_all()
+    worker.broker.with_clock(None)
+    await worker.send(2)
     await asyncio.sleep(4)
-    assert bench.calls == [[1], [2]]
+    assert worker.calls == [[1], [2]]
 
 
 @virtual
@@ -223,17 +179,17 @@ async def test_a_task_cannot_wait_for_what_runs_as_it_runs_itself() -> None:
 
 
 def test_a_broker_whose_last_loop_is_gone_takes_another_clock() -> None:
-    bench = Bench(batch_timeout=3)
-    asyncio.run(bench.send(1))
-    bench.clock = ManualClock()
-    bench.broker.with_clock(bench.clock)
+    worker = InProcessWorker(batch_timeout=3)
+    asyncio.run(worker.send(1))
+    worker.clock = ManualClock()
+    worker.broker.with_clock(worker.clock)
 
     async def next_test() -> None:
-        await bench.send(2)
-        await bench.advance(3)
+        await worker.send(2)
+        await worker.advance(3)
 
     asyncio.run(next_test())
-    assert bench.calls == [[2]]
+    assert worker.calls == [[2]]
 
 
 # -- The clock by itself ------------------------------------------------------------

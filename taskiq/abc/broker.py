@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-import sys
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
     Callable,
-    Coroutine,
-    Hashable,
+    Iterable,
+    Iterator,
+    Sequence,
 )
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Concatenate,
-    Final,
-    Literal,
-    ParamSpec,
-    TypeAlias,
-    TypeVar,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 from taskiq.abc.middleware import TaskiqMiddleware
 from taskiq.abc.serializer import TaskiqSerializer
 from taskiq.acks import AckableMessage
-from taskiq.batch import item_return_type, read_batch_config, split_batch_arguments
-from taskiq.callables import function_module, function_name, resolved_hints
-from taskiq.decor import AsyncTaskiqDecoratedTask, BatchDecorator, SharedBatchDecorator
+from taskiq.bulk import restore_fallbacks, run_bounded
+from taskiq.decor import AsyncTaskiqDecoratedTask
 from taskiq.events import TaskiqEvents
-from taskiq.exceptions import TaskBrokerMismatchError
 from taskiq.formatters.proxy_formatter import ProxyFormatter
 from taskiq.hooks import overriding
+from taskiq.lifecycle import Lifecycle
 from taskiq.message import BrokerMessage
+from taskiq.policies import FailurePolicy, read_policy
+from taskiq.registration import TaskRegistry
 from taskiq.result_backends.dummy import DummyResultBackend
 from taskiq.serializers.json_serializer import JSONSerializer
 from taskiq.state import TaskiqState
@@ -50,7 +41,10 @@ if TYPE_CHECKING:
 
     from taskiq.abc.formatter import TaskiqFormatter
     from taskiq.abc.result_backend import AsyncResultBackend
-    from taskiq.receiver.batcher import BatcherStatistics
+    from taskiq.aborts import AbortStore
+    from taskiq.batch import BatcherStatistics
+    from taskiq.dead_letters.store import DeadLetterStore
+    from taskiq.policies import OnFailure
 
 __all__ = [
     "AckableMessage",
@@ -71,14 +65,17 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-_FuncParams = ParamSpec("_FuncParams")
-_ReturnType = TypeVar("_ReturnType")
-_Item = TypeVar("_Item")
 
 EventHandler: TypeAlias = Callable[[TaskiqState], Awaitable[None] | None]
 
 logger = logging.getLogger("taskiq")
 
+
+#: How many messages `kick_many` sends at once where a broker does no better.
+_KICKS_AT_ONCE: Final = 100
+
+#: A subclass that replaces the latter gets the fallback of the former.
+_STANDS_FOR: Final = {"kick_many": ("kick",)}
 
 #: What the digit with the variant of a UUID becomes, by the random digit there.
 _VARIANTS: Final = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
@@ -93,21 +90,34 @@ def default_id_generator() -> str:
     return f"{digits[:12]}4{digits[13:16]}{_VARIANTS[digits[16]]}{digits[17:]}"
 
 
-class AsyncBroker(ABC):
+class AsyncBroker(TaskRegistry):
     """Carries messages from those who send tasks to those who run them.
 
-    A subclass writes `kick` and `listen`; everything else is here.
+    A subclass writes `kick` and `listen`; everything else is here. One that replaces
+    `kick` but not `kick_many` gets the latter as it is here, made of its `kick`.
 
     :param result_backend: deprecated, use `with_result_backend`.
     :param task_id_generator: deprecated, use `with_id_generator`.
     """
 
-    #: Tasks that every broker finds: those of the shared broker.
-    global_task_registry: ClassVar[dict[str, AsyncTaskiqDecoratedTask[Any, Any]]] = {}
-
     #: Counts what waits and runs in batches now, for middlewares that measure it. A
     #: receiver sets it for its broker; of several the latest one counts.
     batch_statistics: Callable[[], BatcherStatistics] | None = None
+    #: What becomes of failed messages where their task does not say it; see
+    #: `with_dead_letters`.
+    failure_policy: FailurePolicy | None = None
+    #: Keeps dead letters; found by the class of the broker if it is not set.
+    dead_letter_store: DeadLetterStore | None = None
+    #: What was found then; for `taskiq.dead_letters.store_of`.
+    found_dead_letter_store: DeadLetterStore | None = None
+    #: Names the queue of dead letters, `None` for one named after that of the broker.
+    dead_letter_queue: str | None = None
+    #: Where marks of aborted messages are kept; `None` leaves it to the result backend.
+    abort_store: AbortStore | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        restore_fallbacks(cls, AsyncBroker, _STANDS_FOR)
 
     def __init__(
         self,
@@ -118,6 +128,7 @@ class AsyncBroker(ABC):
             _warn_deprecated("result_backend", "with_result_backend")
         if task_id_generator is not None:
             _warn_deprecated("task_id_generator", "with_id_generator")
+        super().__init__()
         self.middlewares: list[TaskiqMiddleware] = []
         self.result_backend: AsyncResultBackend[Any] = (
             DummyResultBackend() if result_backend is None else result_backend
@@ -128,11 +139,12 @@ class AsyncBroker(ABC):
         self.serializer: TaskiqSerializer = JSONSerializer()
         self.formatter: TaskiqFormatter = ProxyFormatter(self)
         self.id_generator = task_id_generator or default_id_generator
-        self.local_task_registry: dict[str, AsyncTaskiqDecoratedTask[Any, Any]] = {}
         self.event_handlers: defaultdict[TaskiqEvents, list[EventHandler]] = (
             defaultdict(list)
         )
         self.state = TaskiqState()
+        # How far `startup` has come: see `taskiq.lifecycle`.
+        self.lifecycle = Lifecycle()
         # What dependencies are resolved from, by type.
         self.custom_dependency_context: dict[Any, Any] = {}
         # What replaces a dependency, mostly in tests.
@@ -144,6 +156,17 @@ class AsyncBroker(ABC):
     async def kick(self, message: BrokerMessage) -> None:
         """Send one message."""
 
+    async def kick_many(
+        self,
+        messages: Sequence[BrokerMessage],
+    ) -> list[Exception | None]:
+        """Send many messages; each fails for itself.
+
+        :returns: for each message, in order, `None` if it was sent, else why not. A
+            message whose fate is unknown counts as not sent.
+        """
+        return await run_bounded(self.kick, messages, _KICKS_AT_ONCE)
+
     @abstractmethod
     def listen(self) -> AsyncGenerator[bytes | AckableMessage, None]:
         """Receive messages until the generator is closed.
@@ -152,49 +175,47 @@ class AsyncBroker(ABC):
         """
 
     async def startup(self) -> None:
-        """Run the startup handlers, then start middlewares and the result backend."""
-        await self._run_handlers(
+        """Run the startup handlers, then start middlewares and the result backend.
+
+        A subclass that opens connections calls this, and closes them in `shutdown`: a
+        worker that has lost its broker calls both again, in the other order, and then
+        nothing that has been run or started here is run or started once more.
+        """
+        await self._start(
             TaskiqEvents.WORKER_STARTUP
             if self.is_worker_process
             else TaskiqEvents.CLIENT_STARTUP,
         )
-        await self._start_parts()
 
     async def shutdown(self) -> None:
         """Run the shutdown handlers, then stop middlewares and the result backend."""
-        await self._run_handlers(
+        await self._stop(
             TaskiqEvents.WORKER_SHUTDOWN
             if self.is_worker_process
             else TaskiqEvents.CLIENT_SHUTDOWN,
         )
-        await self._stop_parts()
 
-    async def _run_handlers(self, event: TaskiqEvents) -> None:
-        for handler in self.event_handlers[event]:
-            await maybe_awaitable(handler(self.state))
+    async def _start(self, *events: TaskiqEvents) -> None:
+        await self.lifecycle.start(self._hooks(events, "startup"), self._results)
 
-    async def _start_parts(self) -> None:
-        for middleware in overriding("startup", self.middlewares):
-            await maybe_awaitable(middleware.startup())
-        await self.result_backend.startup()
+    async def _stop(self, *events: TaskiqEvents) -> None:
+        await self.lifecycle.stop(self._hooks(events, "shutdown"), self._results)
 
-    async def _stop_parts(self) -> None:
-        for middleware in overriding("shutdown", self.middlewares):
-            await maybe_awaitable(middleware.shutdown())
-        await self.result_backend.shutdown()
+    def _results(self) -> AsyncResultBackend[Any]:
+        # Asked for late: a handler may set another one.
+        return self.result_backend
 
-    def find_task(self, task_name: str) -> AsyncTaskiqDecoratedTask[Any, Any] | None:
-        """Find a task by name, this broker's own before the shared ones.
-
-        :returns: the task, `None` when there is none of that name.
-        """
-        return self.local_task_registry.get(
-            task_name,
-        ) or self.global_task_registry.get(task_name)
-
-    def get_all_tasks(self) -> dict[str, AsyncTaskiqDecoratedTask[Any, Any]]:
-        """Give all tasks this broker finds, by name, in a dict of its own."""
-        return {**self.global_task_registry, **self.local_task_registry}
+    def _hooks(
+        self,
+        events: Iterable[TaskiqEvents],
+        name: Literal["startup", "shutdown"],
+    ) -> Iterator[Callable[[], Any]]:
+        """List what is called, in order and late: a handler may add a middleware."""
+        for event in events:
+            for handler in self.event_handlers[event]:
+                yield functools.partial(handler, self.state)
+        for middleware in overriding(name, self.middlewares):
+            yield getattr(middleware, name)
 
     def add_dependency_context(self, new_ctx: dict[Any, Any]) -> None:
         """Let dependencies of these types be resolved to these values."""
@@ -212,288 +233,6 @@ class AsyncBroker(ABC):
                 continue
             middleware.set_broker(self)
             self.middlewares.append(middleware)
-
-    @overload
-    def task(
-        self,
-        task_name: Callable[_FuncParams, _ReturnType],
-        *,
-        batch: Literal[False] | None = False,
-        **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[_FuncParams, _ReturnType]: ...
-
-    @overload
-    def task(
-        self,
-        task_name: str | None = None,
-        *,
-        batch: Literal[True],
-        batch_results: Literal["shared"],
-        batch_size: int | None = None,
-        batch_timeout: float | None = None,
-        batch_idle_timeout: float | None = None,
-        batch_key: Callable[..., Hashable] | None = None,
-        batch_weight: Callable[[Any], float] | None = None,
-        batch_max_weight: float | None = None,
-        batch_coalesce: Callable[[Any], Hashable] | None = None,
-        batch_isolate_errors: bool | tuple[type[Exception], ...] | None = None,
-        batch_concurrency: int | None = None,
-        batch_max_buffered: int | None = None,
-        **labels: Any,
-    ) -> SharedBatchDecorator: ...
-
-    @overload
-    def task(
-        self,
-        task_name: str | None = None,
-        *,
-        batch: Literal[True],
-        batch_results: Literal["each"] | None = None,
-        batch_size: int | None = None,
-        batch_timeout: float | None = None,
-        batch_idle_timeout: float | None = None,
-        batch_key: Callable[..., Hashable] | None = None,
-        batch_weight: Callable[[Any], float] | None = None,
-        batch_max_weight: float | None = None,
-        batch_coalesce: Callable[[Any], Hashable] | None = None,
-        batch_isolate_errors: bool | tuple[type[Exception], ...] | None = None,
-        batch_concurrency: int | None = None,
-        batch_max_buffered: int | None = None,
-        **labels: Any,
-    ) -> BatchDecorator: ...
-
-    @overload
-    def task(
-        self,
-        task_name: str | None = None,
-        *,
-        batch: Literal[False] | None = False,
-        **labels: Any,
-    ) -> Callable[
-        [Callable[_FuncParams, _ReturnType]],
-        AsyncTaskiqDecoratedTask[_FuncParams, _ReturnType],
-    ]: ...
-
-    def task(self, task_name: Any = None, **labels: Any) -> Any:
-        """Make a function a task of this broker.
-
-        Used as ``@broker.task``, ``@broker.task()`` or ``@broker.task("name", ...)``.
-
-        With ``batch=True`` the function takes a list of items: many messages with one
-        item each become one call of it, and each message keeps its own result.
-
-        :param task_name: name of the task, "module:function" by default.
-        :param labels: sent with every message. With ``batch=True`` the ``batch_*``
-            names are read as the fields of :class:`taskiq.batch.BatchConfig` instead.
-        :raises TaskiqBatchConfigError: when a batch argument or function does not fit.
-        :raises NameError: when a type hint of the function cannot be resolved.
-        """
-        if callable(task_name):
-            return self._decorate(task_name, None, labels)
-
-        def decorate(function: Callable[..., Any]) -> Any:
-            return self._decorate(function, task_name, labels)
-
-        return decorate
-
-    def _decorate(
-        self,
-        function: Callable[..., Any],
-        task_name: str | None,
-        keywords: dict[str, Any],
-    ) -> AsyncTaskiqDecoratedTask[Any, Any]:
-        batch = None
-        if isinstance(function, AsyncTaskiqDecoratedTask):
-            # A task registered again stays what it was where nothing else is said.
-            task_name = function.task_name if task_name is None else task_name
-            batch = function.batch if keywords.get("batch") is None else None
-            keywords = {**function.labels, **keywords}
-            function = function.original_func
-        if not callable(function):
-            raise TypeError(f"a task must be callable, got {function!r}")
-        name = _default_task_name(function) if task_name is None else task_name
-        hints = resolved_hints(function, with_metadata=False)
-        labels, arguments = split_batch_arguments(keywords)
-        if arguments is not None:
-            batch = read_batch_config(function, name, hints, arguments)
-        return_type = hints.get("return")
-        if batch is not None:
-            return_type = item_return_type(batch, return_type)
-        task = self.decorator_class(
-            broker=self,
-            original_func=function,
-            labels=labels,
-            task_name=name,
-            return_type=return_type,
-        )
-        task.batch = batch
-        task.adopt_metadata()
-        self._register_task(task.task_name, task)
-        return task
-
-    @overload
-    def register_task(
-        self,
-        func: Callable[Concatenate[list[_Item], _FuncParams], _ReturnType],
-        task_name: str | None = None,
-        *,
-        batch: Literal[True],
-        batch_results: Literal["shared"],
-        batch_size: int | None = None,
-        batch_timeout: float | None = None,
-        batch_idle_timeout: float | None = None,
-        batch_key: Callable[..., Hashable] | None = None,
-        batch_weight: Callable[[Any], float] | None = None,
-        batch_max_weight: float | None = None,
-        batch_coalesce: Callable[[Any], Hashable] | None = None,
-        batch_isolate_errors: bool | tuple[type[Exception], ...] | None = None,
-        batch_concurrency: int | None = None,
-        batch_max_buffered: int | None = None,
-        **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
-
-    @overload
-    def register_task(
-        self,
-        func: Callable[
-            Concatenate[list[_Item], _FuncParams],
-            Coroutine[Any, Any, list[_ReturnType | Exception]],
-        ],
-        task_name: str | None = None,
-        *,
-        batch: Literal[True],
-        batch_results: Literal["each"] | None = None,
-        batch_size: int | None = None,
-        batch_timeout: float | None = None,
-        batch_idle_timeout: float | None = None,
-        batch_key: Callable[..., Hashable] | None = None,
-        batch_weight: Callable[[Any], float] | None = None,
-        batch_max_weight: float | None = None,
-        batch_coalesce: Callable[[Any], Hashable] | None = None,
-        batch_isolate_errors: bool | tuple[type[Exception], ...] | None = None,
-        batch_concurrency: int | None = None,
-        batch_max_buffered: int | None = None,
-        **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[
-        Concatenate[_Item, _FuncParams],
-        Coroutine[Any, Any, _ReturnType],
-    ]: ...
-
-    @overload
-    def register_task(
-        self,
-        func: Callable[
-            Concatenate[list[_Item], _FuncParams],
-            Coroutine[Any, Any, list[_ReturnType]],
-        ],
-        task_name: str | None = None,
-        *,
-        batch: Literal[True],
-        batch_results: Literal["each"] | None = None,
-        batch_size: int | None = None,
-        batch_timeout: float | None = None,
-        batch_idle_timeout: float | None = None,
-        batch_key: Callable[..., Hashable] | None = None,
-        batch_weight: Callable[[Any], float] | None = None,
-        batch_max_weight: float | None = None,
-        batch_coalesce: Callable[[Any], Hashable] | None = None,
-        batch_isolate_errors: bool | tuple[type[Exception], ...] | None = None,
-        batch_concurrency: int | None = None,
-        batch_max_buffered: int | None = None,
-        **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[
-        Concatenate[_Item, _FuncParams],
-        Coroutine[Any, Any, _ReturnType],
-    ]: ...
-
-    @overload
-    def register_task(
-        self,
-        func: Callable[
-            Concatenate[list[_Item], _FuncParams],
-            list[_ReturnType | Exception],
-        ],
-        task_name: str | None = None,
-        *,
-        batch: Literal[True],
-        batch_results: Literal["each"] | None = None,
-        batch_size: int | None = None,
-        batch_timeout: float | None = None,
-        batch_idle_timeout: float | None = None,
-        batch_key: Callable[..., Hashable] | None = None,
-        batch_weight: Callable[[Any], float] | None = None,
-        batch_max_weight: float | None = None,
-        batch_coalesce: Callable[[Any], Hashable] | None = None,
-        batch_isolate_errors: bool | tuple[type[Exception], ...] | None = None,
-        batch_concurrency: int | None = None,
-        batch_max_buffered: int | None = None,
-        **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
-
-    @overload
-    def register_task(
-        self,
-        func: Callable[Concatenate[list[_Item], _FuncParams], list[_ReturnType]],
-        task_name: str | None = None,
-        *,
-        batch: Literal[True],
-        batch_results: Literal["each"] | None = None,
-        batch_size: int | None = None,
-        batch_timeout: float | None = None,
-        batch_idle_timeout: float | None = None,
-        batch_key: Callable[..., Hashable] | None = None,
-        batch_weight: Callable[[Any], float] | None = None,
-        batch_max_weight: float | None = None,
-        batch_coalesce: Callable[[Any], Hashable] | None = None,
-        batch_isolate_errors: bool | tuple[type[Exception], ...] | None = None,
-        batch_concurrency: int | None = None,
-        batch_max_buffered: int | None = None,
-        **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
-
-    @overload
-    def register_task(
-        self,
-        func: Callable[Concatenate[list[_Item], _FuncParams], _ReturnType],
-        task_name: str | None = None,
-        *,
-        batch: Literal[True],
-        batch_results: Literal["each"] | None = None,
-        batch_size: int | None = None,
-        batch_timeout: float | None = None,
-        batch_idle_timeout: float | None = None,
-        batch_key: Callable[..., Hashable] | None = None,
-        batch_weight: Callable[[Any], float] | None = None,
-        batch_max_weight: float | None = None,
-        batch_coalesce: Callable[[Any], Hashable] | None = None,
-        batch_isolate_errors: bool | tuple[type[Exception], ...] | None = None,
-        batch_concurrency: int | None = None,
-        batch_max_buffered: int | None = None,
-        **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
-
-    @overload
-    def register_task(
-        self,
-        func: Callable[_FuncParams, _ReturnType],
-        task_name: str | None = None,
-        *,
-        batch: Literal[False] | None = False,
-        **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[_FuncParams, _ReturnType]: ...
-
-    def register_task(
-        self,
-        func: Callable[..., Any],
-        task_name: str | None = None,
-        **labels: Any,
-    ) -> Any:
-        """Make a function a task without a decorator; the same as `task`.
-
-        :returns: the task.
-        """
-        task: Any = self.task
-        return task(task_name=task_name, **labels)(func)
 
     def on_event(self, *events: TaskiqEvents) -> Callable[[EventHandler], EventHandler]:
         """Decorate a function that is called with the state on each of `events`."""
@@ -515,6 +254,17 @@ class AsyncBroker(ABC):
         :returns: this broker.
         """
         self.result_backend = result_backend
+        return self
+
+    def with_abort_store(self, abort_store: AbortStore) -> Self:
+        """Keep marks of aborted messages there; before the first message is sent.
+
+        Who aborts and who runs messages needs the same one. Without it the result
+        backend's is taken, if that has one.
+
+        :returns: this broker.
+        """
+        self.abort_store = abort_store
         return self
 
     def with_id_generator(self, task_id_generator: Callable[[], str]) -> Self:
@@ -545,6 +295,36 @@ class AsyncBroker(ABC):
         self.event_handlers[event].extend(handlers)
         return self
 
+    def with_dead_letters(
+        self,
+        queue: str | None = None,
+        *,
+        max_deliveries: int | None = None,
+        on_failure: OnFailure = "dead_letter",
+        store: DeadLetterStore | None = None,
+    ) -> Self:
+        """Put messages aside that failed for good, in place of dropping them.
+
+        Those are messages of no known task, that cannot be read or have a bad label,
+        and those whose task failed and is not retried, unless it says otherwise.
+
+        :param queue: name of the dead queue; by default that of the broker's queue with
+            an ending.
+        :param max_deliveries: of tasks that do not say it; `None` for no limit.
+        :param on_failure: of tasks that do not say it; with "ack" only what nobody can
+            run is put aside.
+        :param store: keeps the letters in place of a queue of the broker.
+        :returns: this broker.
+        :raises TaskiqFailurePolicyError: for an argument that cannot work.
+        """
+        policy = read_policy("Cannot set dead letters", max_deliveries, on_failure)
+        self.failure_policy = policy or FailurePolicy()
+        self.dead_letter_queue = queue
+        self.found_dead_letter_store = None
+        if store is not None:
+            self.dead_letter_store = store
+        return self
+
     def with_serializer(self, serializer: TaskiqSerializer) -> Self:
         """Serialise messages with it.
 
@@ -561,18 +341,20 @@ class AsyncBroker(ABC):
         self.formatter = formatter
         return self
 
-    def _register_task(
+    def _new_task(
         self,
+        function: Callable[..., Any],
         task_name: str,
-        task: AsyncTaskiqDecoratedTask[Any, Any],
-    ) -> None:
-        """Make a task known to this broker; a later one of the same name wins.
-
-        :raises TaskBrokerMismatchError: when the task belongs to another broker.
-        """
-        if task.broker is not self:
-            raise TaskBrokerMismatchError(broker=task.broker)
-        self.local_task_registry[task_name] = task
+        labels: dict[str, Any],
+        return_type: Any,
+    ) -> AsyncTaskiqDecoratedTask[Any, Any]:
+        return self.decorator_class(
+            broker=self,
+            original_func=function,
+            labels=labels,
+            task_name=task_name,
+            return_type=return_type,
+        )
 
     async def __aenter__(self) -> None:
         await self.startup()
@@ -588,19 +370,3 @@ def _warn_deprecated(argument: str, method: str) -> None:
         TaskiqDeprecationWarning,
         stacklevel=3,
     )
-
-
-def _default_task_name(function: Callable[..., Any]) -> str:
-    """Name a task after its function: "module:function"."""
-    name = function_name(function)
-    if name == "<lambda>":
-        name = f"lambda_{default_id_generator()}"
-    module = function_module(function)
-    if module == "__main__":
-        # A worker imports the file under its own name, not as the main module.
-        module = _module_of_script(sys.argv[0])
-    return f"{module}:{name}"
-
-
-def _module_of_script(path: str) -> str:
-    return os.path.normpath(path).removesuffix(".py").replace(os.path.sep, ".")

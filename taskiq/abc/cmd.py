@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
     from collections.abc import Sequence
 
 
@@ -22,3 +23,10 @@ class TaskiqCMD(ABC):
         :param args: command line arguments after the name of the command.
         :returns: exit status of the process, `None` for success.
         """
+
+    def make_parser(self) -> ArgumentParser | None:
+        """Give what reads the arguments, from which shells complete them.
+
+        :returns: a new parser; `None` if there is none, and nothing is completed.
+        """
+        return None

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.batch import BatchInfo
+    from taskiq.dead_letters.letter import DeadLetter
     from taskiq.message import TaskiqMessage
+    from taskiq.policies import Ending
     from taskiq.result import TaskiqResult
 
 
@@ -53,6 +55,18 @@ class TaskiqMiddleware:
         """See a message after the client sent it.
 
         :param message: the message as it was sent.
+        """
+
+    def on_send_error(
+        self,
+        message: TaskiqMessage,
+        exception: BaseException,
+    ) -> Coroutine[Any, Any, None] | None:
+        """See a message that was not sent; `post_send` is not called for it.
+
+        :param message: the message, as the last `pre_send` hook that succeeded made it.
+        :param exception: what `kiq` raises; its cause says why. With
+            `asyncio.CancelledError` the message may have left all the same.
         """
 
     def pre_execute(
@@ -99,6 +113,23 @@ class TaskiqMiddleware:
         :param message: the executed message.
         :param result: its result, which may be changed.
         :param exception: what went wrong.
+        """
+
+    def on_ending(
+        self,
+        message: TaskiqMessage | None,
+        ending: Ending,
+    ) -> Coroutine[Any, Any, None] | None:
+        """See what becomes of a message that failed, before `post_execute`.
+
+        :param message: the message; `None` if it cannot be read.
+        :param ending: what becomes of it, and why.
+        """
+
+    def on_dead_letter(self, letter: DeadLetter) -> Coroutine[Any, Any, None] | None:
+        """See a dead letter, after it is in the dead queue if the broker has one.
+
+        :param letter: the original bytes, and why they are dead.
         """
 
     def on_batch_start(self, batch: BatchInfo) -> Coroutine[Any, Any, None] | None:

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from taskiq.receiver import Receiver
-from taskiq.receiver.restart import RestartDelays
+from taskiq.receiver.restart import ListenLoop
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -34,8 +34,10 @@ async def run_receiver_task(
 ) -> None:
     """Receive and run tasks in this event loop until cancelled.
 
-    A listener that fails is started again, after 0.1 seconds at first and 30 at most.
-    The broker is started once at most, and never shut down here.
+    A listener that fails, or ends without calling `on_exit`, is started again, after
+    0.1 seconds at first and 5 at most. Before that a broker that was started is
+    reconnected: its `shutdown` and `startup` are called, in which handlers and
+    middlewares that have run do not run again. In the end it is not shut down here.
 
     :param receiver_cls: the receiver to build.
     :param sync_workers: threads, or processes, for sync tasks.
@@ -55,7 +57,7 @@ async def run_receiver_task(
         else ThreadPoolExecutor(max_workers=sync_workers)
     )
     broker.is_worker_process = True
-    options = {
+    options: dict[str, Any] = {
         "broker": broker,
         "executor": executor,
         "validate_params": validate_params,
@@ -66,65 +68,20 @@ async def run_receiver_task(
         "ack_type": ack_time,
         "on_exit": _end_by_cancellation,
     }
+    loop = ListenLoop(
+        broker,
+        lambda run_startup: receiver_cls(run_startup=run_startup, **options),
+        run_startup=run_startup,
+        ends_with_listener=False,
+    )
     try:
-        await _listen_forever(receiver_cls, options, run_startup)
+        await loop.run(asyncio.Event())
     except asyncio.CancelledError:
         logger.warning("The listening task was cancelled.")
         raise
     finally:
         # Sync tasks that still run end in their own time; the loop is not kept waiting.
         executor.shutdown(wait=False)
-
-
-async def _listen_forever(
-    receiver_cls: type[Receiver],
-    options: dict[str, Any],
-    run_startup: bool,
-) -> None:
-    clock = asyncio.get_running_loop().time
-    delays = RestartDelays()
-    while True:
-        began = clock()
-        receiver = None
-        try:
-            receiver = receiver_cls(run_startup=run_startup, **options)
-            await _listen(receiver)
-        except Exception as exc:
-            delay = delays.after_failure(clock() - began)
-            logger.warning(
-                "The listener failed, it is started again in %.1f s: %s",
-                delay,
-                exc,
-                exc_info=True,
-            )
-        else:
-            # It did not call `on_exit`, which ends this: it wants to listen again.
-            delay = delays.after_failure(clock() - began)
-            logger.info("The listener ended, it is started again in %.1f s.", delay)
-        # A receiver class of somebody's own need not be a subclass.
-        if getattr(receiver, "has_started_broker", False):
-            run_startup = False
-        await asyncio.sleep(delay)
-
-
-async def _listen(receiver: Receiver) -> None:
-    """Listen in an asyncio task of its own.
-
-    Whatever it makes of a cancellation, an error or a wait that goes on: it is passed
-    to it each time, and raised once it has ended.
-    """
-    listening = asyncio.ensure_future(receiver.listen(asyncio.Event()))
-    cancellation: asyncio.CancelledError | None = None
-    while not listening.done():
-        try:
-            await asyncio.wait([listening])
-        except asyncio.CancelledError as exc:  # noqa: PERF203 - at most a few
-            cancellation = exc
-            listening.cancel()
-    if cancellation is not None:
-        answer = None if listening.cancelled() else listening.exception()
-        raise cancellation from answer
-    listening.result()
 
 
 def _end_by_cancellation(_: Receiver) -> None:

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from taskiq.abc.broker import AsyncBroker
-from taskiq.abc.result_backend import AsyncResultBackend
+from taskiq.abc.result_backend import AsyncResultBackend, ResultHandle
+from taskiq.aborts import InMemoryAborts
+from taskiq.acks import AckableMessage
 from taskiq.batch import FlushReason
-
-# At run time: applications reach the module as an attribute after `import taskiq`.
-from taskiq.depends.progress_tracker import TaskProgress  # noqa: TC001
+from taskiq.dead_letters.store import InMemoryDeadLetters
 from taskiq.events import TaskiqEvents
-from taskiq.exceptions import UnknownTaskError
+from taskiq.exceptions import TaskiqResultTimeoutError, UnknownTaskError
 from taskiq.receiver import Receiver
-from taskiq.receiver.running import (
-    is_working_for,
-    mark_as_working_for,
-    start_for,
-    wait_for_all,
-)
+from taskiq.receiver.tasks import subject_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 
     from typing_extensions import Self
 
+    from taskiq.clock import Clock
     from taskiq.message import BrokerMessage
-    from taskiq.receiver.batcher import Clock
+    from taskiq.progress import TaskProgress
     from taskiq.result import TaskiqResult
-    from taskiq.task import AsyncTaskiqTask
 
 _ReturnType = TypeVar("_ReturnType")
 _Kept = TypeVar("_Kept")
@@ -58,8 +55,10 @@ class InmemoryResultBackend(AsyncResultBackend[_ReturnType]):
         self._on_death = self._handle_died
         self._droppable_results: OrderedDict[str, None] = OrderedDict()
         self._droppable_progress: OrderedDict[str, None] = OrderedDict()
+        self._waiters = _Waiters[_ReturnType]()
+        self.abort_store = InMemoryAborts()
 
-    def watch_handle(self, handle: AsyncTaskiqTask[Any]) -> None:
+    def watch_handle(self, handle: ResultHandle) -> None:
         """Keep what is stored for this handle while it lives."""
         task_id = handle.task_id
         ref = _HandleRef(handle, self._on_death)
@@ -76,6 +75,7 @@ class InmemoryResultBackend(AsyncResultBackend[_ReturnType]):
     ) -> None:
         """Store a result."""
         self._store(self.results, self._droppable_results, task_id, result)
+        self._waiters.tell(task_id, result)
 
     async def is_result_ready(self, task_id: str) -> bool:
         """Say whether the result is stored."""
@@ -93,6 +93,50 @@ class InmemoryResultBackend(AsyncResultBackend[_ReturnType]):
         """
         del with_logs
         return self.results[task_id]
+
+    async def set_results(
+        self,
+        results: Mapping[str, TaskiqResult[Any]],
+    ) -> Mapping[str, Exception]:
+        """Store many results; none of them fails."""
+        for task_id, result in results.items():
+            await self.set_result(task_id, result)
+        return {}
+
+    async def get_results(
+        self,
+        task_ids: Sequence[str],
+        with_logs: bool = False,
+    ) -> Mapping[str, TaskiqResult[_ReturnType]]:
+        """Give those of many results that are stored.
+
+        :param with_logs: has no effect, there are no logs.
+        """
+        del with_logs
+        stored = self.results
+        return {task_id: stored[task_id] for task_id in task_ids if task_id in stored}
+
+    async def wait_for_result(
+        self,
+        task_id: str,
+        timeout: float,
+        with_logs: bool = False,
+    ) -> TaskiqResult[_ReturnType]:
+        """Wait until a result is stored, in whatever thread or event loop.
+
+        :param timeout: seconds; zero or less waits forever.
+        :param with_logs: has no effect, there are no logs.
+        :raises TaskiqResultTimeoutError: when it is not stored in time.
+        """
+        del with_logs
+        with self._waiters.waiting_for(task_id) as future:
+            # After the waiter is known: a result stored in between is not missed.
+            if task_id in self.results:
+                return self.results[task_id]
+            await asyncio.wait([future], timeout=timeout if timeout > 0 else None)
+            if not future.done():
+                raise TaskiqResultTimeoutError(timeout=timeout)
+            return future.result()
 
     async def set_progress(self, task_id: str, progress: TaskProgress[Any]) -> None:
         """Store the progress of a task."""
@@ -138,7 +182,72 @@ class InmemoryResultBackend(AsyncResultBackend[_ReturnType]):
             self._drop_oldest(self.progress, self._droppable_progress)
 
 
-class _HandleRef(weakref.ref["AsyncTaskiqTask[Any]"]):
+class _Waiters(Generic[_ReturnType]):
+    """Those who wait for results, in any thread or event loop."""
+
+    def __init__(self) -> None:
+        # Guards the dict, not the futures: each of those belongs to its event loop.
+        self._lock = threading.Lock()
+        self._futures: dict[str, set[asyncio.Future[TaskiqResult[_ReturnType]]]] = {}
+
+    @contextmanager
+    def waiting_for(
+        self,
+        task_id: str,
+    ) -> Generator[asyncio.Future[TaskiqResult[_ReturnType]], None, None]:
+        """Give a future that `tell` resolves with the result, until the block ends."""
+        future: asyncio.Future[TaskiqResult[_ReturnType]] = (
+            asyncio.get_running_loop().create_future()
+        )
+        with self._lock:
+            self._futures.setdefault(task_id, set()).add(future)
+        try:
+            yield future
+        finally:
+            with self._lock:
+                self._forget(task_id, future)
+
+    def tell(self, task_id: str, result: TaskiqResult[_ReturnType]) -> None:
+        """Resolve the futures of those who wait for this result.
+
+        To be called in an event loop.
+        """
+        if not self._futures:
+            return
+        with self._lock:
+            futures = self._futures.pop(task_id, ())
+        here = asyncio.get_running_loop()
+        for future in futures:
+            if (loop := future.get_loop()) is here:
+                _resolve(future, result)
+                continue
+            # A loop that is closed has nobody left to be told.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(_resolve, future, result)
+
+    def _forget(
+        self,
+        task_id: str,
+        future: asyncio.Future[TaskiqResult[_ReturnType]],
+    ) -> None:
+        futures = self._futures.get(task_id)
+        if futures is None:
+            return
+        futures.discard(future)
+        if not futures:
+            del self._futures[task_id]
+
+
+def _resolve(future: asyncio.Future[_Kept], value: _Kept) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _forget() -> None:
+    """Acknowledge a message, which nobody else has."""
+
+
+class _HandleRef(weakref.ref[ResultHandle]):
     """A weak reference to a handle that knows its id when the handle is gone."""
 
     __slots__ = ("task_id",)
@@ -161,6 +270,9 @@ class InMemoryBroker(AsyncBroker):
     :param await_inplace: run each task inside ``kiq``; each batch has one item then.
     """
 
+    #: For `taskiq.capabilities`.
+    message_capabilities = ("nack", "delayed_nack", "deliveries")
+
     def __init__(
         self,
         sync_tasks_pool_size: int = 4,
@@ -172,7 +284,9 @@ class InMemoryBroker(AsyncBroker):
         await_inplace: bool = False,
     ) -> None:
         super().__init__()
-        self.result_backend = InmemoryResultBackend(max_stored_results)
+        self.result_backend = results = InmemoryResultBackend[Any](max_stored_results)
+        self.abort_store = results.abort_store
+        self.dead_letter_store = InMemoryDeadLetters()
         self.executor = ThreadPoolExecutor(sync_tasks_pool_size)
         self.receiver = Receiver(
             broker=self,
@@ -183,47 +297,59 @@ class InMemoryBroker(AsyncBroker):
             propagate_exceptions=propagate_exceptions,
         )
         self.await_inplace = await_inplace
-        self._running_tasks: set[asyncio.Task[None]] = set()
-        self._on_end = self._ended  # bound once, as each task keeps it
-        # Those of them that take a message of a batch task to its batch.
-        self._joining_tasks: set[asyncio.Task[None]] = set()
 
     async def kick(self, message: BrokerMessage) -> None:
         """Run a task: now with `await_inplace`, else beside the caller.
 
         :raises UnknownTaskError: when there is no task of that name.
         """
-        target = self.find_task(message.task_name)
-        if target is None:
+        if self.find_task(message.task_name) is None:
             raise UnknownTaskError(task_name=message.task_name)
-        if target.batch is None:
-            if self.await_inplace:
-                await self.receiver.callback(message=message.message)
-            else:
-                work = self._work(message.message)
-                self._keep(asyncio.get_running_loop().create_task(work))
-        elif self.await_inplace:
-            await self.receiver.run_in_place(message.message)
+        if self.await_inplace:
+            await self.receiver.runtime.take_in_place(message.message)
         else:
-            left_to_do = self.receiver.buffer(message.message)
-            if left_to_do is not None:
-                create_task = asyncio.get_running_loop().create_task
-                joining = self._keep(start_for(self, create_task, left_to_do))
-                self._joining_tasks.add(joining)
+            self.receiver.runtime.enter(message.message)
 
-    async def _work(self, message: bytes) -> None:
-        # Here and not before it starts, which would copy the context of each message.
-        mark_as_working_for(self)
-        await self.receiver.callback(message=message)
+    async def kick_many(
+        self,
+        messages: Sequence[BrokerMessage],
+    ) -> list[Exception | None]:
+        """Run a task for each message as `kick` does, one after another."""
+        outcomes: list[Exception | None] = []
+        for message in messages:
+            try:
+                await self.kick(message)
+            except Exception as exc:  # noqa: BLE001, PERF203 - each fails for itself
+                outcomes.append(exc)
+            else:
+                outcomes.append(None)
+        return outcomes
 
-    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
-        self._running_tasks.add(task)
-        task.add_done_callback(self._on_end)
-        return task
+    def equip_message(self, message: bytes | AckableMessage) -> AckableMessage:
+        """Fill in what can be done with a message, for `taskiq.capabilities`.
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running_tasks.discard(task)
-        self._joining_tasks.discard(task)
+        What is given back runs again, beside the caller, after its delay by the clock
+        that batches wait by; `wait_all` waits for that, too.
+        """
+        return message if isinstance(message, AckableMessage) else self._give(message)
+
+    def _give(self, data: bytes, deliveries: int = 1) -> AckableMessage:
+        def nack(delay: float | None) -> None:
+            again = self._give(data, deliveries + 1)
+            self.receiver.runtime.enter_again(again, delay or 0.0)
+
+        return AckableMessage(
+            data=data,
+            ack=_forget,
+            nack=nack,
+            nack_delays=True,
+            deliveries=deliveries,
+        )
+
+    @property
+    def _running_tasks(self) -> set[asyncio.Task[Any]]:
+        """What runs in this event loop; applications ask for it by this name."""
+        return self.receiver.runtime.tasks.of(lambda _: True)
 
     def listen(self) -> AsyncGenerator[bytes, None]:
         """Refuse to listen: there is nothing to be received.
@@ -242,9 +368,7 @@ class InMemoryBroker(AsyncBroker):
         :raises RuntimeError: in a task of this broker, which would wait for itself.
         """
         self._refuse_tasks()
-        while self._running_tasks or not self.receiver.batching.is_idle:
-            await self.receiver.wait_batches(FlushReason.MANUAL)
-            await wait_for_all(self._running_tasks, None)
+        await self.receiver.runtime.wait_idle(FlushReason.MANUAL)
 
     async def wait_running(self) -> None:
         """Wait for what runs, and for batches that have a reason to leave.
@@ -254,13 +378,10 @@ class InMemoryBroker(AsyncBroker):
         :raises RuntimeError: in a task of this broker, which would wait for itself.
         """
         self._refuse_tasks()
-        await self.receiver.wait_running()
-        while self._running_tasks:
-            await wait_for_all(self._running_tasks, None)
-            await self.receiver.wait_running()
+        await self.receiver.runtime.tasks.wait_until(lambda: True)
 
     def _refuse_tasks(self) -> None:
-        if is_working_for(self):
+        if subject_of(self) is not None:
             raise RuntimeError("A task cannot wait for all tasks: it is one of them.")
 
     def with_clock(self, clock: Clock | None) -> Self:
@@ -275,16 +396,13 @@ class InMemoryBroker(AsyncBroker):
 
     async def startup(self) -> None:
         """Run client and worker startup handlers, start middlewares and results."""
-        await self._run_handlers(TaskiqEvents.CLIENT_STARTUP)
-        await self._run_handlers(TaskiqEvents.WORKER_STARTUP)
-        await self._start_parts()
+        await self._start(TaskiqEvents.CLIENT_STARTUP, TaskiqEvents.WORKER_STARTUP)
 
     async def shutdown(self) -> None:
-        """Flush batches and wait for them, then stop what `startup` started."""
-        while self._joining_tasks or not self.receiver.batching.is_idle:
-            await self.receiver.wait_batches(FlushReason.SHUTDOWN)
-            await wait_for_all(self._joining_tasks, None)
-        await self._run_handlers(TaskiqEvents.CLIENT_SHUTDOWN)
-        await self._run_handlers(TaskiqEvents.WORKER_SHUTDOWN)
-        await self._stop_parts()
+        """Flush batches and wait for them, then stop what `startup` started.
+
+        In a task of this broker it waits for all others.
+        """
+        await self.receiver.runtime.wait_idle(FlushReason.SHUTDOWN, is_batched=True)
+        await self._stop(TaskiqEvents.CLIENT_SHUTDOWN, TaskiqEvents.WORKER_SHUTDOWN)
         self.executor.shutdown()

@@ -7,7 +7,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
+    from argparse import Action, ArgumentParser
+    from collections.abc import Callable
 
 #: The files discovery looks for unless told otherwise.
 DEFAULT_TASKS_PATTERN: Final = ("**/tasks.py",)
@@ -29,22 +30,25 @@ def add_import_options(parser: ArgumentParser) -> None:
 
     Without `--tasks-pattern` its value is `None`, for `DEFAULT_TASKS_PATTERN`.
     """
-    parser.add_argument(
+    group = parser.add_argument_group("finding the application")
+    group.add_argument(
         "--app-dir",
         "-d",
+        metavar="DIR",
         default=None,
         help="directory to import from besides the current one",
     )
-    parser.add_argument(
+    group.add_argument(
         "--fs-discover",
         "-fsd",
         action="store_true",
         help="look for task modules below the current directory; "
         "see `--tasks-pattern` for which files",
     )
-    parser.add_argument(
+    group.add_argument(
         "--tasks-pattern",
         "-tp",
+        metavar="PATTERN",
         action="append",
         default=None,
         help="glob pattern of the files to look for; may be repeated. "
@@ -52,20 +56,24 @@ def add_import_options(parser: ArgumentParser) -> None:
     )
 
 
-def add_logging_options(parser: ArgumentParser) -> None:
+def add_logging_options(parser: ArgumentParser) -> Callable[..., Action]:
     """Add what says whether and how logging is configured.
 
     The value of `--log-level` is the name of a level.
+
+    :returns: what adds another argument to their group.
     """
-    parser.add_argument(
+    group = parser.add_argument_group("logging")
+    group.add_argument(
         "--log-level",
         default=LogLevel.INFO.name,
         choices=[level.name for level in LogLevel],
-        help="log level",
+        help="least serious lines that are logged",
     )
-    parser.add_argument(
+    group.add_argument(
         "--no-configure-logging",
         action="store_false",
         dest="configure_logging",
         help="leave logging as the application configures it",
     )
+    return group.add_argument

@@ -1,15 +1,16 @@
 """Lets a task tell how far it is."""
 
 import asyncio
-import enum
 from collections.abc import Sequence
 from typing import Any, Final, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
 from taskiq_dependencies import Depends
 
 from taskiq.context import Context
 from taskiq.message import TaskiqMessage
+from taskiq.progress import TaskProgress, TaskState
+
+__all__ = ["ProgressTracker", "TaskProgress", "TaskState"]
 
 _ProgressType = TypeVar("_ProgressType")
 
@@ -17,23 +18,10 @@ _ProgressType = TypeVar("_ProgressType")
 _MAX_CONCURRENT_REPORTS: Final = 50
 
 
-class TaskState(str, enum.Enum):
-    """Common states of a task; any other string will do as well."""
-
-    STARTED = "STARTED"
-    FAILURE = "FAILURE"
-    SUCCESS = "SUCCESS"
-    RETRY = "RETRY"
-
-
-class TaskProgress(BaseModel, Generic[_ProgressType]):
-    """How far a task is, as result backends store it."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    state: TaskState | str
-    #: Whatever the task wants to tell.
-    meta: _ProgressType | None
+# A pickle names the module of a class: workers and clients of every version find these
+# two here.
+TaskState.__module__ = __name__
+TaskProgress.__module__ = __name__
 
 
 class ProgressTracker(Generic[_ProgressType]):

@@ -1,7 +1,8 @@
 """Spans that are open: what makes them current, and what ends each of them once.
 
-No hook is called for a message whose sending fails, or whose execution is cancelled.
-So an open span watches the asyncio task that opened it, and ends with it at the latest.
+No hook is called for a message whose execution is cancelled, or whose sending ends in a
+`post_send` hook of somebody else. So an open span watches the asyncio task that opened
+it, and ends with it at the latest.
 """
 
 from __future__ import annotations

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
 
 from taskiq.abc.middleware import TaskiqMiddleware
-from taskiq.exceptions import NoResultError
+from taskiq.exceptions import DeadLetteredError, NoResultError, TaskAbortedError
 from taskiq.kicker import AsyncKicker
+from taskiq.outage import brief
+from taskiq.policies import mark_sent_again
 
 if TYPE_CHECKING:
     import logging
@@ -25,11 +27,18 @@ _Number = TypeVar("_Number", int, float)
 #: What users may say which exceptions are retried with; one class is allowed, too.
 ExceptionTypes: TypeAlias = "Iterable[type[BaseException]] | type[BaseException]"
 
+#: What is an ending on purpose, and no failure that another run could mend.
+_NOT_RETRIED: Final = (NoResultError, DeadLetteredError, TaskAbortedError)
+
 _TYPES_LABEL: Final = "types_of_exceptions"
 
 #: The delay that computed ones start from, where they have taken the place of it in
 #: the `delay` label, which brokers read.
 BASE_DELAY_LABEL: Final = "_base_delay"
+
+#: Most runs that a label may ask for on its own. Anybody who can send a message can
+#: write one, and a message must not make itself run for ever.
+MOST_RUNS_BY_LABEL: Final = 1000
 
 #: Doubling stops here: any real limit is reached before, and a larger power of two
 #: would be no float.
@@ -53,15 +62,27 @@ class Attempt:
         return self.number < self.limit
 
 
-def attempt_of(labels: Mapping[str, Any], default_limit: int) -> Attempt:
+def attempt_of(
+    labels: Mapping[str, Any],
+    default_limit: int,
+    own_limit: int = 0,
+) -> Attempt:
     """Count the run that has just failed.
 
-    :raises ValueError: when a label that should be a number is none.
+    A message is given at most as many runs as `MOST_RUNS_BY_LABEL`, `default_limit` or
+    `own_limit` allow, whichever is most.
+
+    :param default_limit: what the middleware says.
+    :param own_limit: what the task says where it is registered, if it does.
+    :raises ValueError: when a label that should be a number is none, or counts less
+        than no retries.
     """
-    return Attempt(
-        number=_number(labels, "_retries", 0, int) + 1,
-        limit=_number(labels, "max_retries", default_limit, int),
-    )
+    retries = _number(labels, "_retries", 0, int)
+    if retries < 0:
+        raise ValueError(f"Label _retries must not be negative, got {retries}")
+    allowed = max(MOST_RUNS_BY_LABEL, default_limit, own_limit)
+    asked_for = _number(labels, "max_retries", default_limit, int)
+    return Attempt(number=retries + 1, limit=min(asked_for, allowed))
 
 
 def is_enabled(labels: Mapping[str, Any], default: bool) -> bool:
@@ -125,7 +146,7 @@ def _number(
         return convert(default)
     try:
         return convert(value)
-    except (TypeError, ValueError) as exc:
+    except (OverflowError, TypeError, ValueError) as exc:
         raise ValueError(
             f"Label {name} must be a number that {convert.__name__}() reads, "
             f"got {value!r}",
@@ -170,28 +191,55 @@ class RetryMiddleware(TaskiqMiddleware):
 
         :raises ValueError: when a label that should be a number is none.
         """
-        if isinstance(exception, NoResultError):
+        attempt = self.planned_retry(message, exception)
+        if attempt is None:
             return
-        types = self._types_for(message)
-        if types and not isinstance(exception, types):
-            return
-        if not self.is_retry_on_error(message):
-            return
-        attempt = attempt_of(message.labels, self.default_retry_count)
         if not attempt.may_retry:
-            self._logger.warning(
+            # Said by the receiver, in the line that has the error.
+            self._logger.debug(
                 "Task %s with ID %s failed. Its limit of %d runs is reached.",
                 message.task_name,
                 message.task_id,
                 attempt.limit,
             )
             return
-        if await self._is_sent(message, attempt) and self.no_result_on_retry:
-            result.error = NoResultError()
+        if await self._is_sent(message, attempt, exception):
+            mark_sent_again(message)
+            if self.no_result_on_retry:
+                result.error = NoResultError()
 
-    async def _is_sent(self, message: TaskiqMessage, attempt: Attempt) -> bool:
+    def planned_retry(
+        self,
+        message: TaskiqMessage,
+        exception: BaseException,
+    ) -> Attempt | None:
+        """Say what `on_error` makes of a failure, without doing it.
+
+        :returns: the run that failed; `None` where this middleware leaves it alone.
+        :raises ValueError: when a label that should be a number is none.
+        """
+        if isinstance(exception, _NOT_RETRIED):
+            return None
+        types = self._types_for(message)
+        if types and not isinstance(exception, types):
+            return None
+        if not self.is_retry_on_error(message):
+            return None
+        return attempt_of(
+            message.labels,
+            self.default_retry_count,
+            self._own_limit(message),
+        )
+
+    async def _is_sent(
+        self,
+        message: TaskiqMessage,
+        attempt: Attempt,
+        exception: BaseException,
+    ) -> bool:
         """Send a message again.
 
+        :param exception: what its run failed with.
         :returns: whether that was possible.
         """
         # The labels are shared: hooks that come later see the count in the message.
@@ -203,12 +251,16 @@ class RetryMiddleware(TaskiqMiddleware):
         kicker.with_task_id(message.task_id).with_labels(_retries=attempt.number)
         try:
             await self._send(kicker, message, attempt)
-        except Exception:
-            self._logger.exception(
-                "Cannot send retry %d of task %s with ID %s: its error is its result.",
+        except Exception as exc:
+            self._logger.error(  # noqa: TRY400 - the task's own
+                "Cannot send retry %d of task %s with ID %s (%s): "
+                "its error is its result.",
                 attempt.number,
                 message.task_name,
                 message.task_id,
+                brief(exc),
+                # Nobody else has told where it comes from: a retry was to follow.
+                exc_info=exception,
             )
             return False
         return True
@@ -220,6 +272,12 @@ class RetryMiddleware(TaskiqMiddleware):
         attempt: Attempt,
     ) -> None:
         raise NotImplementedError
+
+    def _own_limit(self, message: TaskiqMessage) -> int:
+        """Say how many runs the task allows here, whatever its messages ask for."""
+        task = self.broker.find_task(message.task_name)
+        labels: Mapping[str, Any] = {} if task is None else task.labels
+        return _number(labels, "max_retries", 0, int)
 
     def _types_for(self, message: TaskiqMessage) -> tuple[type[BaseException], ...]:
         """Say which exceptions are retried: none given means any."""

@@ -19,6 +19,7 @@ from taskiq.abc.middleware import TaskiqMiddleware
 from taskiq.batch import BatchConfig
 from taskiq.exceptions import NoResultError
 from taskiq.middlewares._retry import RetryMiddleware, attempt_of, is_enabled
+from taskiq.policies import Action
 
 try:
     import psutil  # type: ignore[import-untyped] # it comes without type hints
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from taskiq.batch import BatchInfo
     from taskiq.message import TaskiqMessage
+    from taskiq.policies import Ending
     from taskiq.result import TaskiqResult
 
     _Stored: TypeAlias = tuple[Span, AbstractContextManager[Span], Any]
@@ -308,6 +310,17 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
         activation.__exit__(None, None, None)
         detach_context(message, is_publish=True)
 
+    def on_send_error(self, message: TaskiqMessage, exception: BaseException) -> None:
+        """End the span of a sending that failed, with its error."""
+        stored = self._stored(message, is_publish=True)
+        if stored is None:
+            return
+        span, activation, _ = stored
+        # What a `SendTaskError` says is less than what it was raised from.
+        _record_failure(span, exception.__cause__ or exception, is_retried=False)
+        activation.__exit__(None, None, None)
+        detach_context(message, is_publish=True)
+
     # -- Executing ----------------------------------------------------------------
 
     def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
@@ -361,6 +374,24 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
             activation.failure = exception
         else:
             _record_failure(span, exception, is_retried=_may_be_retried(message))
+
+    def on_ending(self, message: TaskiqMessage | None, ending: Ending) -> None:
+        """Tell the span of an execution that its message is given back or dead.
+
+        A failure that is acknowledged is the exception of its span, and one that is
+        sent again has its attribute.
+        """
+        is_told = ending.action in {Action.GIVE_BACK, Action.DEAD_LETTER}
+        stored = self._stored(message) if message is not None and is_told else None
+        if stored is None:
+            return
+        told: dict[str, str | int] = {
+            "taskiq.ending": ending.action.value,
+            "taskiq.reason": ending.reason.value,
+        }
+        if ending.deliveries is not None:
+            told["taskiq.deliveries"] = ending.deliveries
+        stored[0].add_event("taskiq.ending", attributes=told)
 
     def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
         """End the span of an execution, and count and time it."""

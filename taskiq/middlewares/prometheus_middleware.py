@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskiq.abc.middleware import TaskiqMiddleware
+from taskiq.batch import BatcherStatistics
 from taskiq.middlewares._multiprocess import remove_leftovers
-from taskiq.receiver.batcher import BatcherStatistics
+from taskiq.policies import Action
 from taskiq.serializers._optional import import_optional
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from taskiq.batch import BatchInfo
     from taskiq.message import TaskiqMessage
+    from taskiq.policies import Ending
     from taskiq.result import TaskiqResult
 
 logger = logging.getLogger("taskiq.prometheus")
@@ -34,6 +36,14 @@ _DIRECTORY_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 #: From single messages to the largest batches that make sense, three to a decade.
 _BATCH_SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+
+#: What is counted of messages that failed, by what became of them.
+_ENDINGS: Final = {
+    Action.ACK: "Messages that failed and were acknowledged, by why they failed",
+    Action.SENT_AGAIN: "Messages that failed and were sent again, by why they failed",
+    Action.GIVE_BACK: "Messages that were given back to the broker, by why",
+    Action.DEAD_LETTER: "Messages that became dead letters, by why they failed",
+}
 
 #: Seconds between two looks at what is buffered, while anything is.
 _SAMPLING_INTERVAL: Final = 1.0
@@ -109,6 +119,10 @@ class PrometheusMiddleware(TaskiqMiddleware):
         )
         # Prefixed, as the older ones should be: an application that has run without
         # these metrics may have some of such plain names itself.
+        self.endings = {
+            action: counter(f"taskiq_failures_{action.value}", text, "reason")
+            for action, text in _ENDINGS.items()
+        }
         self.batch_size = histogram(
             "taskiq_batch_size",
             "Messages in one batch",
@@ -177,6 +191,13 @@ class PrometheusMiddleware(TaskiqMiddleware):
         counter = self.found_errors if result.is_err else self.success_tasks
         counter.labels(message.task_name).inc()
         self.execution_time.labels(message.task_name).observe(result.execution_time)
+
+    def on_ending(self, message: TaskiqMessage | None, ending: Ending) -> None:
+        """Count what became of a message that failed."""
+        # A name that no task has may be anything: it would be a metric of its own.
+        is_known = message is not None and self.broker.find_task(message.task_name)
+        name = message.task_name if message is not None and is_known else ""
+        self.endings[ending.action].labels(name, ending.reason.value).inc()
 
     def post_save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
         """Count a saved result."""

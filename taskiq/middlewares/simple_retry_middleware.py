@@ -36,7 +36,7 @@ class SimpleRetryMiddleware(RetryMiddleware):
         message: TaskiqMessage,
         attempt: Attempt,
     ) -> None:
-        logger.info(
+        logger.debug(
             "Task %s with ID %s failed. Retrying: run %d of %d.",
             message.task_name,
             message.task_id,

@@ -119,7 +119,7 @@ class SmartRetryMiddleware(RetryMiddleware):
         attempt: Attempt,
     ) -> None:
         delay = self.make_delay(message, attempt.number)
-        logger.info(
+        logger.debug(
             "Task %s with ID %s failed. Retrying %d/%d in %.2f seconds.",
             message.task_name,
             message.task_id,

@@ -10,17 +10,21 @@ import logging
 from typing import TYPE_CHECKING
 
 from taskiq.context import BatchContext
-from taskiq.exceptions import NoResultError
-from taskiq.outcome import Failed, Outcome, outcomes_of_return
+from taskiq.exceptions import NoResultError, TaskAbortedError
+from taskiq.outcome import Failed, Outcome, Succeeded, outcomes_of_return
+from taskiq.receiver.aborting import log_aborted
+from taskiq.receiver.containment import attempt
 from taskiq.receiver.execution import Call
+from taskiq.receiver.failures import log_culprits, log_failure
 from taskiq.receiver.isolation import Isolation
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.batch import BatchInfo
-    from taskiq.receiver.delivery import Member
+    from taskiq.receiver.aborting import Aborting
+    from taskiq.receiver.delivery import Delivery
     from taskiq.receiver.execution import Execution
 
 logger = logging.getLogger("taskiq.receiver.receiver")
@@ -39,13 +43,20 @@ class BatchCall:
         broker: AsyncBroker,
         execution: Execution,
         info: BatchInfo,
-        members: Sequence[Member],
+        members: Sequence[Delivery],
+        aborting: Aborting | None = None,
     ) -> None:
         self._broker = broker
         self._execution = execution
         self._info = info
         self._members = members
-        self._config = members[0].plan.config
+        self._config = members[0].group.lane.config
+        self._aborting = aborting
+        # What became of members before the call: those that cannot be compared, and
+        # those that were aborted.
+        self._before: dict[Delivery, Outcome] = {}
+        # Whether the error of the latest call was told of where it was caught.
+        self._is_told = False
         self.extra_calls = 0
         self.seconds = 0.0
 
@@ -54,97 +65,169 @@ class BatchCall:
 
         :returns: an outcome for each member, in order.
         """
-        passed = self._passed()
+        members = self._leave_out_aborted()
+        passed = (
+            members if self._config.coalesce is None else self._passed_once(members)
+        )
+        if not passed:
+            return self._handed_out((), ())
         outcomes, error = await self._call(passed)
-        if error is not None:
-            if len(passed) == 1 or not self._config.isolates(error):
-                # Logged with its traceback where it was caught, once for all of them.
-                outcomes = [own or Failed(error) for own in outcomes]
-                return self._handed_out(passed, outcomes)
+        if error is None:
+            self._log_failures(passed, outcomes)
+        elif len(passed) == 1 or not self._config.isolates(error):
+            self._log_failure(passed, outcomes, error)
+            outcomes = [own or Failed(error) for own in outcomes]
+        else:
             await self._isolate(passed, outcomes, error)
-        handed_out = self._handed_out(passed, outcomes)
-        self._log_failures(handed_out)
-        return handed_out
+            self._log_failures(passed, outcomes)
+        return self._handed_out(passed, outcomes)
 
-    def _passed(self) -> Sequence[Member]:
+    def _leave_out_aborted(self) -> Sequence[Delivery]:
+        """List the members that are to run."""
+        aborting = self._aborting
+        if aborting is None or not aborting.is_any:
+            return self._members
+        for member in self._members:
+            outcome = aborting.outcome_of((member,))
+            if outcome is not None:
+                self._before[member] = outcome
+        if not self._before:
+            return self._members
+        return [member for member in self._members if member not in self._before]
+
+    def _passed_once(self, members: Sequence[Delivery]) -> list[Delivery]:
         """List the members whose items are passed: of equal ones the first.
 
         The others become its `twins`.
         """
-        if self._config.coalesce is None:
-            return self._members
-        equal: dict[Hashable, list[Member]] = {}
-        for member in self._members:
-            equal.setdefault(member.same, []).append(member)
-        for first, *twins in equal.values():
-            first.twins = twins
-        return [members[0] for members in equal.values()]
+        passed: list[Delivery] = []
+        twins: dict[Delivery, list[Delivery]] = {}
+        by_hash: dict[int, list[Delivery]] = {}
+        for member in members:
+            assert member.same is not None  # noqa: S101 - as the task coalesces
+            candidates = by_hash.setdefault(member.same.hash, [])
+            first = attempt(_find_equal, member, candidates)
+            if isinstance(first, Failed):
+                self._before[member] = first
+                logger.error("Cannot compare the item of %s: %r", member, first.error)
+            elif first is None:
+                candidates.append(member)
+                passed.append(member)
+            else:
+                twins.setdefault(first, []).append(member)
+        for first, others in twins.items():
+            first.twins = others
+        return passed
 
     def _handed_out(
         self,
-        passed: Sequence[Member],
+        passed: Sequence[Delivery],
         outcomes: Sequence[Outcome | None],
     ) -> list[Outcome]:
         """Give each member the outcome of its item."""
-        if self._config.coalesce is None:
-            return [outcome for outcome in outcomes if outcome is not None]
-        by_member = {
-            id(member): outcome
-            for first, outcome in zip(passed, outcomes, strict=True)
-            if outcome is not None
-            for member in (first, *first.twins)
-        }
-        return [by_member[id(member)] for member in self._members]
+        if self._config.coalesce is None and not self._before:
+            handed_out = [outcome for outcome in outcomes if outcome is not None]
+            return self._with_aborted(handed_out)
+        by_member = self._before
+        for first, outcome in zip(passed, outcomes, strict=True):
+            if outcome is not None:
+                by_member.update(dict.fromkeys((first, *first.twins), outcome))
+        return self._with_aborted([by_member[member] for member in self._members])
 
-    def _log_failures(self, outcomes: Sequence[Outcome]) -> None:
-        """Name each message that failed without failing its neighbours."""
-        for member, outcome in zip(self._members, outcomes, strict=True):
-            if isinstance(outcome, Failed) and not isinstance(
-                outcome.error,
-                NoResultError,
-            ):
-                logger.error(
-                    "Exception found while executing %s in batch %s: %r",
-                    member,
-                    self._info.batch_id,
-                    outcome.error,
-                )
+    def _with_aborted(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """Put that members were aborted in the place of what the function gave them."""
+        if self._aborting is None or not self._aborting.is_any:
+            return outcomes
+        aborted: list[Delivery] = []
+        for index, member in enumerate(self._members):
+            outcome = self._aborting.outcome_of((member,))
+            if outcome is not None:
+                outcomes[index] = outcome
+                aborted.append(member)
+        if aborted:
+            log_aborted(aborted)
+        return outcomes
+
+    def _log_failures(
+        self,
+        passed: Sequence[Delivery],
+        outcomes: Sequence[Outcome | None],
+    ) -> None:
+        """Name the messages that failed without failing their neighbours."""
+        failures = [
+            (member.message, outcome.error)
+            for first, outcome in zip(passed, outcomes, strict=True)
+            if outcome.__class__ is not Succeeded
+            and isinstance(outcome, Failed)
+            and not isinstance(outcome.error, (NoResultError, TaskAbortedError))
+            for member in (first, *first.twins)
+        ]
+        if failures:
+            calls = self.extra_calls
+            log_culprits(self._broker, self._info, failures, extra_calls=calls)
+
+    def _log_failure(
+        self,
+        passed: Sequence[Delivery],
+        outcomes: Sequence[Outcome | None],
+        error: BaseException,
+    ) -> None:
+        """Say what the only call failed with, once for all of its messages."""
+        if self._is_told:
+            return
+        info = self._info
+        failed = [
+            member.message
+            for first, own in zip(passed, outcomes, strict=True)
+            if own is None
+            for member in (first, *first.twins)
+        ] or list(info.messages)
+        name = f"batch {info.batch_id} of task {info.task_name}"
+        log_failure(self._broker, name, failed, error, info)
 
     async def _call(
         self,
-        passed: Sequence[Member],
+        passed: Sequence[Delivery],
     ) -> tuple[list[Outcome | None], BaseException | None]:
         """Call the function with the items of these members.
 
         :returns: an outcome for each of them, `None` where the error of the call is
             still to become one; and that error, if there is one.
         """
-        first = passed[0]
-        context = BatchContext(
-            passed,
-            self._broker,
-            self._info.batch_id,
-            self._info.flush_reason,
+        first, info = passed[0], self._info
+        assert first.task is not None  # noqa: S101 - it was placed
+        context = BatchContext(passed, self._broker, info.batch_id, info.flush_reason)
+        call = Call(
+            first.task,
+            first.function,
+            ([member.item for member in passed], *first.rest.args),
+            first.rest.kwargs,
+            context,
+            first.timeout,
         )
-        outcome, seconds = await self._execution.run(
-            Call(
-                task=first.task,
-                target=first.function,
-                args=([member.item for member in passed], *first.rest.args),
-                kwargs=first.rest.kwargs,
-                context=context,
-                timeout=first.timeout,
-            ),
-        )
+        outcome, seconds = await self._execution.run(call)
         self.seconds += seconds
+        self._is_told = call.teardown is not None and outcome is call.teardown
         decided = context.close()
+        if call.teardown is not None:
+            # What the function said of its items was not kept either.
+            decided = [
+                own if own is None or isinstance(own, Failed) else call.teardown
+                for own in decided
+            ]
+        if self._aborting is not None and self._aborting.is_any:
+            aborted = self._aborting.outcome_of
+            decided = [
+                aborted((first, *first.twins)) or own
+                for first, own in zip(passed, decided, strict=True)
+            ]
         if isinstance(outcome, Failed):
             return list(decided), outcome.error
         returned = outcomes_of_return(
             self._config.results,
             outcome.value,
             len(passed),
-            self._info.task_name,
+            info.task_name,
         )
         return [
             own or other for own, other in zip(decided, returned, strict=True)
@@ -152,7 +235,7 @@ class BatchCall:
 
     async def _isolate(
         self,
-        passed: Sequence[Member],
+        passed: Sequence[Delivery],
         outcomes: list[Outcome | None],
         error: BaseException,
     ) -> None:
@@ -163,7 +246,7 @@ class BatchCall:
         suspects = [index for index, own in enumerate(outcomes) if own is None]
         if not suspects:
             return
-        logger.warning(
+        logger.debug(
             "Batch %s of task %s failed with %r; looking for the culprits among "
             "%d items.",
             self._info.batch_id,
@@ -187,3 +270,16 @@ class BatchCall:
         for index, culprit in isolation.errors.items():
             outcomes[suspects[index]] = Failed(culprit)
         self.extra_calls = isolation.calls
+
+
+def _find_equal(
+    member: Delivery,
+    candidates: Iterable[Delivery],
+) -> Delivery | None:
+    """Find the one of them whose item is equal to the member's."""
+    for each in candidates:
+        assert member.same is not None  # noqa: S101
+        assert each.same is not None  # noqa: S101
+        if bool(each.same.value == member.same.value):
+            return each
+    return None

@@ -1,14 +1,16 @@
 """Which messages share a call, and when that call may start.
 
 Only decisions live here: plain synchronous code over values. Nothing awaits, nothing
-calls user code, and time comes in through a :class:`Clock`. Whoever owns a
-:class:`Batcher` does the waiting and the I/O:
+calls user code, and time comes in through a :class:`~taskiq.clock.Clock`. Whoever owns
+a :class:`Batcher` does the waiting and the I/O:
 
-* :meth:`Batcher.offer` hands over a member (any object that stands for a message);
-  which is taken in at once, or later when there is room: ``admitted`` is called then;
+* :meth:`Batcher.group` gives the group of the messages with the same key. It is the
+  only step that compares or hashes something of a user's, and may raise what that does;
+* :meth:`Batcher.offer` hands over a :class:`Member`, which is told where it stands:
+  in a batch, at once or when there is room, or waiting for that;
 * ``wake`` is called when :meth:`Batcher.take` may have a batch to give;
 * :meth:`Batcher.take` seals the batch that starts next;
-* :meth:`Batcher.call_ended` and :meth:`Batcher.member_settled` give capacity back.
+* moving that batch on, and each member out of it, gives back what they hold.
 
 A group (the members that may share a call) fills one batch at a time. A batch that is
 *due* has a reason to leave, but stays open and goes on filling until it is taken, so
@@ -17,86 +19,102 @@ that a busy worker makes its batches larger instead of its queue longer.
 
 from __future__ import annotations
 
-import enum
+import decimal
 import heapq
-from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
-from taskiq.batch import BatchConfig, FlushReason
+from taskiq.batch import BatcherStatistics, FlushReason
+from taskiq.receiver.states import BatchState, Holder, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Hashable
 
-_Member = TypeVar("_Member")
+    from taskiq.batch import BatchConfig
+    from taskiq.clock import Alarm, Clock
+
+#: Least seconds a message waits for room before one more is read meanwhile: what a
+#: process holds must not grow by more than one message a second.
+_LEAST_PATIENCE: Final = 1.0
+
+_SETTLING: Final = BatchState.SETTLING
+_SETTLED: Final = BatchState.SETTLED
+_UNSEALED: Final = frozenset({BatchState.FILLING, BatchState.DUE, BatchState.FULL})
+
+#: Adds weights exactly, whatever their digits.
+_EXACT: Final = decimal.Context(prec=700)
 
 
-class Alarm(Protocol):
-    """A call that was asked for at a moment and can be called off."""
+class Member(Protocol):
+    """One message, as the batcher sees it."""
 
-    def cancel(self) -> None:
-        """Call it off; harmless when it has rung already."""
-
-
-class Clock(Protocol):
-    """The only source of time: monotonic seconds. A running event loop is one."""
-
-    def time(self) -> float:
-        """Return the present moment in seconds."""
+    @property
+    def group(self) -> Group[Any]:
+        """Whom it may share a call with."""
         ...
 
-    def call_at(self, when: float, callback: Callable[[], object], /) -> Alarm:
-        """Call `callback` at the moment `when`."""
+    @property
+    def weight(self) -> int | decimal.Decimal:
+        """What it adds to its batch, in the unit of `max_weight`."""
         ...
 
+    @property
+    def batch(self) -> Batch[Any] | None:
+        """The batch it has a place in."""
+        ...
 
-class BatchState(enum.Enum):
-    """Where a batch stands; see `MOVES` for the ways between them."""
+    def joined(self, batch: Batch[Any], /) -> None:
+        """Learn that it has a place in `batch`, which takes it back by `release`."""
 
-    OPEN = enum.auto()  # takes members; its alarm is armed unless it is due
-    SEALED = enum.auto()  # contents are final and it holds its right to start
-    RUNNING = enum.auto()  # the task function has the items
-    SETTLED = enum.auto()  # every member has its own outcome and is let go
+    def waits(self) -> None:
+        """Learn that there is no room for it yet."""
 
-    # A member is only ever itself; an enum would hash its name, in Python, at each use.
-    __hash__ = object.__hash__
-
-
-#: Every legal move. A batch that was sealed may be settled without a call: its worker
-#: was told to stop, or a dependency failed before the function was reached.
-MOVES: Final[Mapping[BatchState, frozenset[BatchState]]] = {
-    BatchState.OPEN: frozenset({BatchState.SEALED}),
-    BatchState.SEALED: frozenset({BatchState.RUNNING, BatchState.SETTLED}),
-    BatchState.RUNNING: frozenset({BatchState.SETTLED}),
-    BatchState.SETTLED: frozenset(),
-}
+    def parks(self) -> None:
+        """Learn that it has waited for long: others are to be read meanwhile."""
 
 
-class Batch(Generic[_Member]):
+_Member = TypeVar("_Member", bound=Member)
+
+
+class Group(Generic[_Member]):
+    """The messages that may share a call, known by identity from here on.
+
+    It lives while a member waits or is in a batch, or a call of it runs.
+
+    :param key: what they have in common.
+    """
+
+    __slots__ = ("calls", "hash", "key", "lane", "open", "queue", "waiting")
+
+    def __init__(self, lane: Lane[_Member], key: Hashable, key_hash: int) -> None:
+        self.lane = lane
+        self.key = key
+        self.hash = key_hash
+        # The batch it fills. One that is full or taken has left.
+        self.open: Batch[_Member] | None = None
+        # Its batches with a reason to leave, in order of arrival.
+        self.queue: list[Batch[_Member]] = []
+        # Members that wait for room, and calls that have not ended.
+        self.waiting = 0
+        self.calls = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of it is left."""
+        return not (self.open or self.queue or self.waiting or self.calls)
+
+
+class Batch(Holder, Generic[_Member]):
     """The members of one call, in order of arrival."""
-
-    __slots__ = (
-        "alarm",
-        "group",
-        "joined_at",
-        "lane",
-        "members",
-        "opened_at",
-        "reason",
-        "sequence",
-        "state",
-        "turn",
-        "unsettled",
-        "weight",
-    )
 
     def __init__(
         self,
         lane: Lane[_Member],
-        group: Hashable,
+        group: Group[_Member],
         sequence: int,
         opened_at: float,
     ) -> None:
+        super().__init__(BatchState.FILLING)
         self.lane = lane
         self.group = group
         self.sequence = sequence
@@ -104,23 +122,32 @@ class Batch(Generic[_Member]):
         self.turn = sequence
         self.opened_at = opened_at
         self.joined_at = opened_at
-        self.members: list[_Member] = []
-        self.weight = 0.0
-        self.state = BatchState.OPEN
+        # A dict, to take one out of ten thousand at once. In order.
+        self.members: dict[_Member, None] = {}
+        self.weight: int | decimal.Decimal = 0
         # Why it leaves: set once, when it falls due.
         self.reason: FlushReason | None = None
-        # Armed exactly while the batch is open, has members and is not yet due.
+        # Armed exactly while the batch is filling.
         self.alarm: Alarm | None = None
         self.unsettled = 0
 
-    def move(self, state: BatchState) -> None:
-        """Go to `state`.
+    def add(self, weight: int | decimal.Decimal) -> int | decimal.Decimal:
+        """Give its weight with one more member, exactly."""
+        if weight.__class__ is int and self.weight.__class__ is int:
+            return self.weight + weight
+        return _EXACT.add(decimal.Decimal(self.weight), decimal.Decimal(weight))
 
-        :raises RuntimeError: when `MOVES` does not allow it; nothing is changed.
-        """
-        if state not in MOVES[self.state]:
-            raise RuntimeError(f"a batch cannot go from {self.state} to {state}")
-        self.state = state
+    def release(self) -> None:
+        """Take the place of one member back, and admit who waits for it."""
+        lane = self.lane
+        self.unsettled -= 1
+        lane.buffered -= 1
+        if self.state is _SETTLING:
+            lane.settling -= 1
+            if self.unsettled == 0:
+                self.move(_SETTLED)
+        if lane.alarm is not None or not lane.buffered:
+            lane.batcher.place_given_back(lane)
 
     def __repr__(self) -> str:
         reason = self.reason.value if self.reason is not None else "not due"
@@ -134,29 +161,43 @@ class Lane(Generic[_Member]):
     """What is held for one task. A lane lives while it holds a member."""
 
     __slots__ = (
+        "alarm",
+        "batcher",
         "buffered",
         "config",
         "due",
+        "groups",
+        "max_weight",
         "open",
         "owner",
-        "queues",
         "running",
         "settling",
         "waiting",
     )
 
-    def __init__(self, owner: Hashable, config: BatchConfig) -> None:
+    def __init__(
+        self,
+        batcher: Batcher[_Member],
+        owner: Hashable,
+        config: BatchConfig,
+    ) -> None:
+        self.batcher = batcher
         self.owner = owner
         self.config = config
-        # The batch each group is filling. A batch that is full or taken has left.
-        self.open: dict[Hashable, Batch[_Member]] = {}
-        # Batches with a reason to leave, in order of arrival within each group.
-        self.queues: dict[Hashable, list[Batch[_Member]]] = {}
-        # The first of each queue under its turn, a heap: the lowest turn is next. An
-        # entry is out of date when its batch has been given a later turn since.
+        most = config.max_weight
+        self.max_weight = None if most is None else decimal.Decimal(repr(most))
+        # By the hash of their keys: what is taken out again is not compared.
+        self.groups: dict[int, list[Group[_Member]]] = {}
+        # The batch each group is filling, in the order they were opened.
+        self.open: dict[Group[_Member], Batch[_Member]] = {}
+        # The first due batch of each group under its turn, a heap: the lowest turn is
+        # next. An entry is out of date when its batch was given a later turn since.
         self.due: list[tuple[int, Batch[_Member]]] = []
-        # Members beyond `max_buffered`, in order of arrival, not yet admitted.
-        self.waiting: deque[tuple[Hashable, _Member, float]] = deque()
+        # Members beyond `max_buffered`, in order of arrival; `True` for those parked.
+        # The first of a plain dict is found behind all that were taken out before it.
+        self.waiting: OrderedDict[_Member, bool] = OrderedDict()
+        # Armed exactly while a member waits.
+        self.alarm: Alarm | None = None
         # Admitted and not yet settled: the number `max_buffered` bounds.
         self.buffered = 0
         # Batches taken whose call has not ended: the number `concurrency` bounds.
@@ -171,34 +212,23 @@ class Lane(Generic[_Member]):
         return limit is None or self.running < limit
 
     @property
-    def has_room(self) -> bool:
-        """Whether one more member can be admitted."""
-        return self.buffered < self.config.max_buffered
+    def is_empty(self) -> bool:
+        """Whether it holds nothing."""
+        return not (self.buffered or self.waiting or self.running)
 
+    def forget(self, group: Group[_Member]) -> None:
+        """Keep nothing of a group that is empty."""
+        if not group.is_empty:
+            return
+        same_hash = self.groups[group.hash]
+        if len(same_hash) == 1:
+            del self.groups[group.hash]
+        else:
+            same_hash[:] = [each for each in same_hash if each is not group]
 
-@dataclass(frozen=True, slots=True)
-class BatcherStatistics:
-    """What a batcher holds at one moment.
-
-    :ivar open_groups: batches that take more messages.
-    :ivar due_batches: batches that start as soon as they can.
-    :ivar running_calls: batches whose call has not ended.
-    :ivar buffered: messages that wait in a batch, run, or are being settled.
-    :ivar waiting: messages beyond `max_buffered`, not yet in a batch.
-    :ivar armed_alarms: timers of open batches.
-    """
-
-    open_groups: int = 0
-    due_batches: int = 0
-    running_calls: int = 0
-    buffered: int = 0
-    waiting: int = 0
-    armed_alarms: int = 0
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is held, running or armed."""
-        return self == BatcherStatistics()
+    def release(self) -> None:
+        """Take back the right to run of a call that has ended."""
+        self.running -= 1
 
 
 class Batcher(Generic[_Member]):
@@ -207,52 +237,56 @@ class Batcher(Generic[_Member]):
     :param clock: source of time and of alarms.
     :param wake: called whenever a batch may have become ready to be taken. It must not
         call back into the batcher.
-    :param admitted: called with each member that is admitted after it had to wait. It
-        must not call back.
     """
 
-    def __init__(
-        self,
-        clock: Clock,
-        wake: Callable[[], object],
-        admitted: Callable[[_Member], object],
-    ) -> None:
+    def __init__(self, clock: Clock, wake: Callable[[], object]) -> None:
         self._clock = clock
         self._wake = wake
-        self._admitted = admitted
         self._lanes: dict[Hashable, Lane[_Member]] = {}
         self._sequence = 0
         # While set, a batch falls due with this reason as soon as it is opened.
         self._draining: FlushReason | None = None
 
-    def offer(
+    def group(
         self,
         owner: Hashable,
         config: BatchConfig,
-        group: Hashable,
-        member: _Member,
-        weight: float = 0.0,
-    ) -> bool:
-        """Take one member in, now or as soon as there is room for it.
+        key: Hashable,
+    ) -> Group[_Member]:
+        """Find the group that a member is to be offered to, at once.
 
         :param owner: the task; its members share `concurrency` and `max_buffered`.
         :param config: the task's limits, the same for each of its members.
-        :param group: members of one owner with equal groups may share a call.
-        :param weight: what the member adds to its batch, in the unit of `max_weight`.
-        :returns: whether it was admitted: it counts against its task's `max_buffered`,
-            and not as a delivery any more.
+        :param key: members of one owner with equal keys may share a call.
+        :raises Exception: what hashing or comparing the key raises; nothing is changed.
         """
+        key_hash = hash(key)
         lane = self._lanes.get(owner)
         if lane is None:
-            lane = self._new_lane(owner, config)
-        is_admitted = lane.buffered < config.max_buffered
-        if is_admitted:
-            self._admit(lane, group, member, weight)
+            lane = self._lanes[owner] = Lane(self, owner, config)
+        same_hash = lane.groups.get(key_hash)
+        if same_hash is not None:
+            for group in same_hash:
+                if group.key is key or group.key == key:
+                    return group
+        group = Group(lane, key, key_hash)
+        lane.groups.setdefault(key_hash, []).append(group)
+        return group
+
+    def offer(self, member: _Member) -> None:
+        """Take one member in, now or as soon as there is room for it."""
+        lane = member.group.lane
+        config = lane.config
+        if lane.buffered < config.max_buffered:
+            self._admit(lane, member)
         else:
-            lane.waiting.append((group, member, weight))
+            lane.waiting[member] = False
+            member.group.waiting += 1
+            member.waits()
+            if lane.alarm is None:
+                self._wait_for_room(lane)
         if lane.buffered >= config.max_buffered:
             self._relieve(lane)
-        return is_admitted
 
     @property
     def is_ready(self) -> bool:
@@ -278,49 +312,35 @@ class Batcher(Generic[_Member]):
         if lane is None:
             return None
         _, batch = heapq.heappop(lane.due)
-        if lane.open.get(batch.group) is batch:
-            del lane.open[batch.group]
+        if batch.group.open is batch:
+            _close(batch)
         self._line_up_next(batch)
         self._seal(batch)
         return batch
 
-    def take_alone(
-        self,
-        owner: Hashable,
-        config: BatchConfig,
-        group: Hashable,
-        member: _Member,
-    ) -> Batch[_Member]:
-        """Seal a batch of one member that waits for nothing, not even for a limit.
-
-        The arguments are those of `offer`.
-        """
-        lane = self._lanes.get(owner) or self._new_lane(owner, config)
-        batch = self._new_batch(lane, group)
-        batch.members.append(member)
+    def take_alone(self, member: _Member) -> Batch[_Member]:
+        """Seal a batch of one member that waits for nothing, not even for a limit."""
+        group = member.group
+        batch = self._new_batch(group)
+        self._put_in(batch, member)
         batch.reason = FlushReason.MANUAL
-        lane.buffered += 1
         self._seal(batch)
         return batch
 
     def call_ended(self, batch: Batch[_Member]) -> None:
         """Give the batch's right to run back; its members are still being settled."""
-        lane = batch.lane
-        lane.running -= 1
+        lane, group = batch.lane, batch.group
         lane.settling += batch.unsettled
+        batch.move(BatchState.SETTLING)
+        if not batch.unsettled:
+            batch.move(BatchState.SETTLED)
+        group.calls -= 1
         # Whoever came while it ran goes first.
-        self._give_turn(lane, batch.group)
+        self._give_turn(group)
+        lane.forget(group)
+        self._forget(lane)
         if lane.due:
             self._wake()
-
-    def member_settled(self, batch: Batch[_Member]) -> None:
-        """Let one member of the batch go, and admit who waits for its place."""
-        lane = batch.lane
-        batch.unsettled -= 1
-        lane.settling -= 1
-        if batch.unsettled == 0:
-            batch.move(BatchState.SETTLED)
-        self._let_go(lane)
 
     def flush(self, reason: FlushReason) -> None:
         """Make every open batch due."""
@@ -337,30 +357,34 @@ class Batcher(Generic[_Member]):
         """End what `drain` began: batches wait for company again."""
         self._draining = None
 
-    def withdraw(
-        self,
-        owner: Hashable,
-        group: Hashable,
-        member: _Member,
-        weight: float = 0.0,
-    ) -> bool:
-        """Take a member out again; the arguments are those it was offered with.
+    def withdraw(self, member: _Member) -> bool:
+        """Take a member out again.
 
-        :returns: whether it was still waiting; a sealed batch keeps its members.
+        :returns: whether it was still waiting; a sealed batch keeps its members. What
+            it holds is given back when it moves on.
         """
-        lane = self._lanes.get(owner)
-        if lane is None:
+        group = member.group
+        lane = group.lane
+        if lane.waiting.pop(member, None) is not None:
+            group.waiting -= 1
+            self._nobody_waits(lane)
+            lane.forget(group)
+            self._forget(lane)
+            return True
+        batch = member.batch
+        if batch is None or batch.state not in _UNSEALED:
             return False
-        for each in lane.waiting:
-            if each[1] == member:
-                lane.waiting.remove(each)
-                return True
-        for batch in _open_batches(lane):
-            if batch.group == group and member in batch.members:
-                batch.weight -= weight
-                self._remove(batch, member)
-                return True
-        return False
+        self._remove(batch, member)
+        return True
+
+    def unsealed(self) -> list[_Member]:
+        """List the members that `withdraw` would take out."""
+        members: list[_Member] = []
+        for lane in self._lanes.values():
+            for batch in _open_batches(lane):
+                members += batch.members
+            members += lane.waiting
+        return members
 
     def abandon(self) -> list[_Member]:
         """Forget every member that is not in a sealed batch, and disarm its alarm.
@@ -369,17 +393,23 @@ class Batcher(Generic[_Member]):
         """
         abandoned: list[_Member] = []
         for lane in tuple(self._lanes.values()):
-            for batch in _open_batches(lane):
+            batches = _open_batches(lane)
+            groups = {batch.group for batch in batches}
+            groups.update(member.group for member in lane.waiting)
+            for batch in batches:
                 self._disarm(batch)
                 abandoned += batch.members
-                lane.buffered -= len(batch.members)
-            abandoned += [member for _, member, _ in lane.waiting]
+            abandoned += lane.waiting
             lane.open.clear()
-            lane.queues.clear()
             lane.due.clear()
             lane.waiting.clear()
-            if lane.buffered == 0:
-                del self._lanes[lane.owner]
+            self._nobody_waits(lane)
+            for group in groups:
+                group.open, group.waiting = None, 0
+                group.queue.clear()
+                lane.forget(group)
+            for batch in batches:
+                batch.move(BatchState.SETTLED)
         return abandoned
 
     def statistics(self) -> BatcherStatistics:
@@ -389,7 +419,7 @@ class Batcher(Generic[_Member]):
         return BatcherStatistics(
             open_groups=sum(len(lane.open) for lane in lanes),
             due_batches=sum(
-                len(queue) for lane in lanes for queue in tuple(lane.queues.values())
+                len(batch.group.queue) for lane in lanes for _, batch in tuple(lane.due)
             ),
             running_calls=sum(lane.running for lane in lanes),
             buffered=sum(lane.buffered for lane in lanes),
@@ -398,34 +428,55 @@ class Batcher(Generic[_Member]):
                 batch.alarm is not None
                 for lane in lanes
                 for batch in tuple(lane.open.values())
-            ),
+            )
+            + sum(lane.alarm is not None for lane in lanes),
         )
+
+    def longest_wait(self) -> float | None:
+        """Say how many seconds the oldest batch waits already, `None` if none does."""
+        moments: list[float] = []
+        for lane in self._lanes.values():
+            # Open batches stand in the order they were opened; those of a group, too.
+            oldest = next(iter(lane.open.values()), None)
+            moments += [] if oldest is None else [oldest.opened_at]
+            moments += [batch.opened_at for _, batch in lane.due]
+        return self._clock.time() - min(moments) if moments else None
 
     def __repr__(self) -> str:
         return f"<Batcher {self.statistics()}>"
 
-    def _let_go(self, lane: Lane[_Member]) -> None:
-        """Take one member off the lane's count, and admit who waits for the place."""
-        lane.buffered -= 1
-        while lane.waiting and lane.has_room:
-            group, member, weight = lane.waiting.popleft()
-            self._admit(lane, group, member, weight)
-            self._admitted(member)
-        if lane.waiting:
+    def place_given_back(self, lane: Lane[_Member]) -> None:
+        """Admit who waits for a place. For a lane that has just let a member go."""
+        waiting, most = lane.waiting, lane.config.max_buffered
+        while waiting and lane.buffered < most:
+            member, _ = waiting.popitem(last=False)
+            member.group.waiting -= 1
+            self._admit(lane, member)
+        if waiting:
             self._relieve(lane)
-        if lane.buffered == 0:
+        else:
+            self._nobody_waits(lane)
+        self._forget(lane)
+
+    def _forget(self, lane: Lane[_Member]) -> None:
+        if lane.is_empty and self._lanes.get(lane.owner) is lane:
             del self._lanes[lane.owner]
 
     def _remove(self, batch: Batch[_Member], member: _Member) -> None:
-        lane = batch.lane
-        batch.members.remove(member)
-        if not batch.members:
-            self._disarm(batch)
-            if lane.open.get(batch.group) is batch:
-                del lane.open[batch.group]
-            if batch.reason is not None:
-                _take_out_of_line(batch)
-        self._let_go(lane)
+        """Take a member out of a batch that has not been sealed."""
+        lane, group = batch.lane, batch.group
+        del batch.members[member]
+        if lane.max_weight is not None:
+            batch.weight = batch.add(-member.weight)
+        if batch.members:
+            return
+        self._disarm(batch)
+        if group.open is batch:
+            _close(batch)
+        if batch.reason is not None:
+            _take_out_of_line(batch)
+        batch.move(BatchState.SETTLED)
+        lane.forget(group)
 
     def _next_lane(self) -> Lane[_Member] | None:
         """Find the lane of the batch whose turn it is, of those that may start."""
@@ -437,27 +488,19 @@ class Batcher(Generic[_Member]):
                     first = lane
         return first
 
-    def _admit(
-        self,
-        lane: Lane[_Member],
-        group: Hashable,
-        member: _Member,
-        weight: float,
-    ) -> None:
+    def _admit(self, lane: Lane[_Member], member: _Member) -> None:
         """Put a member into the batch its group is filling."""
-        config = lane.config
-        most = config.max_weight
-        batch = lane.open.get(group)
-        if batch is not None and most is not None and batch.weight + weight > most:
+        config, most = lane.config, lane.max_weight
+        group = member.group
+        batch = group.open
+        if most is not None and batch is not None and batch.add(member.weight) > most:
             self._fill(batch, FlushReason.WEIGHT)
             batch = None
         if batch is None:
-            batch = self._open(lane, group)
+            batch = group.open = lane.open[group] = self._new_batch(group)
         elif config.idle_timeout is not None:
             batch.joined_at = self._clock.time()
-        batch.members.append(member)
-        batch.weight += weight
-        lane.buffered += 1
+        self._put_in(batch, member)
         if len(batch.members) >= config.size:
             self._fill(batch, FlushReason.SIZE)
         elif most is not None and batch.weight >= most:
@@ -465,28 +508,33 @@ class Batcher(Generic[_Member]):
         elif batch.reason is None and batch.alarm is None:
             self._start_waiting(batch)
 
-    def _new_lane(self, owner: Hashable, config: BatchConfig) -> Lane[_Member]:
-        lane = self._lanes[owner] = Lane(owner, config)
-        return lane
+    @staticmethod
+    def _put_in(batch: Batch[_Member], member: _Member) -> None:
+        batch.members[member] = None
+        lane = batch.lane
+        if lane.max_weight is not None:
+            batch.weight = batch.add(member.weight)
+        batch.unsettled += 1
+        lane.buffered += 1
+        member.joined(batch)
 
-    def _new_batch(self, lane: Lane[_Member], group: Hashable) -> Batch[_Member]:
+    def _new_batch(self, group: Group[_Member]) -> Batch[_Member]:
         self._sequence += 1
-        return Batch(lane, group, self._sequence, self._clock.time())
-
-    def _open(self, lane: Lane[_Member], group: Hashable) -> Batch[_Member]:
-        batch = lane.open[group] = self._new_batch(lane, group)
-        return batch
+        return Batch(group.lane, group, self._sequence, self._clock.time())
 
     @staticmethod
     def _seal(batch: Batch[_Member]) -> None:
         batch.move(BatchState.SEALED)
-        batch.unsettled = len(batch.members)
         batch.lane.running += 1
+        batch.group.calls += 1
+        batch.hold(Unit.CALL, batch.lane)
 
     def _fill(self, batch: Batch[_Member], reason: FlushReason) -> None:
         """Let nobody else join: the group's next member opens its next batch."""
-        del batch.lane.open[batch.group]
-        self._fall_due(batch, reason)
+        _close(batch)
+        self._disarm(batch)
+        batch.move(BatchState.FULL)
+        self._give_reason(batch, reason)
 
     def _start_waiting(self, batch: Batch[_Member]) -> None:
         """Decide how long a batch's first member waits for company."""
@@ -515,8 +563,13 @@ class Batcher(Generic[_Member]):
             self._arm(batch)
 
     def _fall_due(self, batch: Batch[_Member], reason: FlushReason) -> None:
-        """Give a batch its reason to leave; the first one stays."""
+        """Give a batch that takes members its reason to leave; the first one stays."""
         self._disarm(batch)
+        if batch.reason is None:
+            batch.move(BatchState.DUE)
+            self._give_reason(batch, reason)
+
+    def _give_reason(self, batch: Batch[_Member], reason: FlushReason) -> None:
         if batch.reason is None:
             batch.reason = reason
             _line_up(batch)
@@ -524,28 +577,52 @@ class Batcher(Generic[_Member]):
 
     def _line_up_next(self, taken: Batch[_Member]) -> None:
         """Give the next batch of a group its turn, after all that wait already."""
-        lane, group = taken.lane, taken.group
-        queue = lane.queues[group]
+        queue = taken.group.queue
         del queue[0]
-        if not queue:
-            del lane.queues[group]
-        self._give_turn(lane, group)
+        self._give_turn(taken.group)
         if queue:
-            heapq.heappush(lane.due, (queue[0].turn, queue[0]))
+            heapq.heappush(taken.lane.due, (queue[0].turn, queue[0]))
 
-    def _give_turn(self, lane: Lane[_Member], group: Hashable) -> None:
+    def _give_turn(self, group: Group[_Member]) -> None:
         """Put the next batch of a group behind all groups that wait now."""
-        queue = lane.queues.get(group)
-        following = queue[0] if queue else lane.open.get(group)
+        following = group.queue[0] if group.queue else group.open
         if following is not None:
             self._sequence += 1
             following.turn = self._sequence
+
+    def _wait_for_room(self, lane: Lane[_Member]) -> None:
+        """Arm the alarm of a lane with waiting members."""
+        patience = max(lane.config.timeout, _LEAST_PATIENCE)
+        lane.alarm = self._clock.call_at(
+            self._clock.time() + patience,
+            lambda: self._waited(lane),
+        )
+
+    def _waited(self, lane: Lane[_Member]) -> None:
+        """Let the member that has waited longest make way for others to be read.
+
+        Otherwise the waiting messages of one task, whose call takes long, would keep
+        every other task from being read. It is one in each `batch_timeout`, so that
+        what a process holds stays bounded by more than the time of a call.
+        """
+        self._wait_for_room(lane)
+        for member, is_parked in lane.waiting.items():
+            if not is_parked:
+                lane.waiting[member] = True
+                member.parks()
+                break
+
+    def _nobody_waits(self, lane: Lane[_Member]) -> None:
+        if not lane.waiting and lane.alarm is not None:
+            lane.alarm.cancel()
+            lane.alarm = None
 
     def _relieve(self, lane: Lane[_Member]) -> None:
         """Flush the oldest group of a full lane, unless something leaves anyway.
 
         Members that are being settled are about to leave. Flushing for each of them
-        whoever takes its place would make batches of one where load is highest.
+        whoever takes its place would make batches of one where load is highest. Should
+        that take long, the oldest group leaves at its own timeout.
         """
         if lane.due or lane.settling or not lane.may_start or not lane.open:
             return
@@ -560,21 +637,23 @@ class Batcher(Generic[_Member]):
             batch.alarm = None
 
 
+def _close(batch: Batch[_Member]) -> None:
+    """Let nobody else join a batch."""
+    batch.group.open = None
+    del batch.lane.open[batch.group]
+
+
 def _line_up(batch: Batch[_Member]) -> None:
     """Put a batch that has fallen due behind those of its group."""
-    lane = batch.lane
-    queue = lane.queues.get(batch.group)
-    if queue is not None:
-        queue.append(batch)
-        return
-    lane.queues[batch.group] = [batch]
-    heapq.heappush(lane.due, (batch.turn, batch))
+    queue = batch.group.queue
+    queue.append(batch)
+    if len(queue) == 1:
+        heapq.heappush(batch.lane.due, (batch.turn, batch))
 
 
 def _take_out_of_line(batch: Batch[_Member]) -> None:
     """Forget a due batch; the next one of its group has its turn."""
-    lane = batch.lane
-    queue = lane.queues[batch.group]
+    lane, queue = batch.lane, batch.group.queue
     position = queue.index(batch)
     del queue[position]
     if position > 0:
@@ -583,8 +662,6 @@ def _take_out_of_line(batch: Batch[_Member]) -> None:
     if queue:
         queue[0].turn = batch.turn
         lane.due.append((batch.turn, queue[0]))
-    else:
-        del lane.queues[batch.group]
     heapq.heapify(lane.due)
 
 
@@ -598,7 +675,7 @@ def _bring_first_turn_up(lane: Lane[_Member]) -> None:
 
 def _open_batches(lane: Lane[_Member]) -> list[Batch[_Member]]:
     """List the batches that can still be taken, the oldest first."""
-    found = {b.sequence: b for queue in lane.queues.values() for b in queue}
+    found = {b.sequence: b for _, first in lane.due for b in first.group.queue}
     found.update((batch.sequence, batch) for batch in lane.open.values())
     return [found[sequence] for sequence in sorted(found)]
 

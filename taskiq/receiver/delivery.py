@@ -2,194 +2,188 @@
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from taskiq.receiver.cancellation import within
+from taskiq.policies import Reason
+from taskiq.receiver.diagnosis import describe
+from taskiq.receiver.states import ENDED, IN_BATCH, JOINING, Holder, MessageState, Unit
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Hashable, Sequence
+    import contextvars
+    from collections.abc import Callable, Hashable, Sequence
+    from decimal import Decimal
 
-    from taskiq.acks import AckController, AcknowledgeType
+    from taskiq.acks import AckableMessage, AckController, AcknowledgeType
+    from taskiq.batch import BatchConfig
     from taskiq.message import TaskiqMessage
-    from taskiq.receiver.grouping import BatchPlan, Rest
+    from taskiq.policies import Ending
+    from taskiq.receiver.batcher import Batch, Group
+    from taskiq.receiver.placing import Rest, Same
     from taskiq.receiver.prepared import PreparedTask
-    from taskiq.receiver.running import Slots
+    from taskiq.result import TaskiqResult
 
-logger = logging.getLogger("taskiq.receiver.receiver")
-
-#: Seconds that an acknowledgement may take. A client may wait for ever on a connection
-#: that is gone; nobody would get the capacity back that its message holds.
-ACK_PATIENCE: Final = 30.0
-
-
-def describe(message: TaskiqMessage) -> str:
-    """Name a message in the log and in errors."""
-    return f"task {message.task_name} with ID {message.task_id}"
+# By name: on Python 3.11 a member costs as much as a call each time it is asked for.
+_BUFFERED: Final = MessageState.BUFFERED
+_SETTLING: Final = MessageState.SETTLING
+_DONE: Final = MessageState.DONE
+_PLACE: Final = Unit.PLACE
 
 
-class Delivery:
+class Delivery(Holder):
     """One message on its way through the receiver.
 
-    :ivar message: the message, as the last `pre_execute` hook left it.
-    :ivar function: the function of its task.
+    :param broker: whose message it is.
+    :ivar raw: what the broker gave.
     :ivar controller: acknowledges it.
+    :ivar message: the message, as the last `pre_execute` hook left it.
+    :ivar task: its task, prepared; `None` where that failed.
+    :ivar function: the function of its task.
+    :ivar is_refused: whether nobody can run it: no message, or for an unknown task.
+    :ivar refusal: why, with what error, and the message if it can be read.
+    :ivar is_batched: whether its task runs in batches.
     :ivar ack_type: the moment it is acknowledged at.
+    :ivar context: the context variables its hooks left; `None` for none of its own.
+    :ivar result: its result, from its outcome on.
+    :ivar is_error_told: whether the `on_error` hooks have been called with it.
+    :ivar reason: why it failed, if it does.
+    :ivar ending: how it ends, if it failed and is not simply acknowledged.
+    :ivar fingerprint: equal for deliveries of the same bytes; `None` where nobody
+        delivers again what is not acknowledged.
+
+    A message of a batch task has more, once it is placed:
+
+    :ivar item: its item, cast to the element type of the list.
+    :ivar rest: its other arguments.
+    :ivar timeout: seconds its call may take, `None` for no limit.
+    :ivar weight: what it adds to its batch.
+    :ivar same: equal for items that are passed to the function once.
+    :ivar group: the messages it may share a call with.
+    :ivar twins: the messages of equal items, if this one's is passed for all of them.
+    :ivar is_held_twice: whether it came while an equal one was held.
+    :ivar settled: resolved when it is settled, where somebody waits for that; cancelled
+        when they have given it up: it gets no result and no acknowledgement.
     """
 
-    __slots__ = ("ack_type", "controller", "function", "message")
+    # What most messages never change is on the class: there are millions of them.
+    state: Any = MessageState.READ
+    is_refused = False
+    refusal: tuple[Reason, BaseException, TaskiqMessage | None] | None = None
+    reason = Reason.ERROR
+    ending: Ending | None = None
+    is_batched = False
+    is_error_told = False
+    context: contextvars.Context | None = None
+    fingerprint: int | None = None
+    twins: Sequence[Delivery] = ()
+    is_held_twice = False
+    settled: asyncio.Future[None] | None = None
+    raw: bytes | AckableMessage
+    message: TaskiqMessage
+    controller: AckController
+    task: PreparedTask | None
+    function: Callable[..., Any]
+    ack_type: AcknowledgeType
+    result: TaskiqResult[Any]
+    item: Any
+    rest: Rest
+    timeout: float | None
+    weight: int | Decimal
+    same: Same | None
+    group: Group[Delivery]
 
-    def __init__(
+    def __init__(self, broker: object) -> None:
+        self.broker = broker
+
+    def place(
         self,
-        message: TaskiqMessage,
-        function: Callable[..., Any],
-        controller: AckController,
-        ack_type: AcknowledgeType,
+        find_group: Callable[[PreparedTask, BatchConfig, Hashable], Group[Delivery]],
+        validate: bool,
     ) -> None:
-        self.message = message
-        self.function = function
-        self.controller = controller
-        self.ack_type = ack_type
+        """Work out what it brings to a call, and whom it may share it with.
+
+        :raises BaseException: whatever its arguments do.
+        """
+        task = self.task
+        assert task is not None  # noqa: S101
+        assert task.plan is not None  # noqa: S101
+        plan = task.plan
+        self.item, self.rest, self.timeout = plan.place(self.message, validate=validate)
+        key: Hashable = self.rest.key
+        self.weight = 0
+        if plan.is_measured:
+            measured = plan.measure(self.item, self.rest)
+            own_key, self.weight, self.same = measured
+            key = (key, self.timeout, own_key)
+        elif self.timeout is not None:
+            key = (key, self.timeout)
+        self.group = find_group(task, plan.config, key)
+
+    def joined(self, batch: Batch[Delivery]) -> None:
+        """Go into a batch, with a place in what its task may hold."""
+        self.move(_BUFFERED)
+        self.unit, self.source = _PLACE, batch
+
+    @property
+    def batch(self) -> Batch[Delivery] | None:
+        """The batch it is in, which it has its place from."""
+        if self.state is not _BUFFERED:
+            return None
+        return cast("Batch[Delivery]", self.source)
+
+    def waits(self) -> None:
+        """Wait until its task may hold one message more."""
+        self.move(MessageState.WAITING)
+
+    def parks(self) -> None:
+        """Wait on, and let others be read meanwhile."""
+        self.move(MessageState.PARKED)
 
     def is_acked_at(self, moment: AcknowledgeType) -> bool:
         """Whether this is the moment to acknowledge it."""
         return self.ack_type is moment and self.controller.is_ackable
 
-    def ack(self) -> Coroutine[Any, Any, None]:
-        """Acknowledge it, if its broker wants to know, whatever comes of it."""
-        return acknowledge(self.controller, self)
-
-    def __str__(self) -> str:
-        return describe(self.message)
-
-
-class Member(Delivery):
-    """A message of a batch task, on its way through a batch.
-
-    :ivar task: its task, prepared.
-    :ivar plan: how messages of its task are placed.
-    :ivar item: its item, cast to the element type of the list.
-    :ivar rest: its other arguments.
-    :ivar timeout: seconds its call may take, `None` for no limit.
-    :ivar key: what else it is grouped by.
-    :ivar weight: what it adds to its batch.
-    :ivar same: equal for items that are passed to the function once.
-    :ivar twins: the messages of equal items, if this one's is passed for all of them.
-    :ivar fingerprint: equal for deliveries of the same bytes; `None` where nobody
-        delivers again what is not acknowledged.
-    :ivar is_held_twice: whether it came while an equal one was held.
-    :ivar slots: the capacity it holds until it is admitted, `None` for none.
-    :ivar settled: resolved when it is settled, where somebody waits for that; cancelled
-        when they have given it up: it gets no result and no acknowledgement.
-    """
-
-    __slots__ = (
-        "fingerprint",
-        "is_held_twice",
-        "item",
-        "key",
-        "plan",
-        "rest",
-        "same",
-        "settled",
-        "slots",
-        "task",
-        "timeout",
-        "twins",
-        "weight",
-    )
-
-    item: Any
-    rest: Rest
-    timeout: float | None
-
-    def __init__(
-        self,
-        message: TaskiqMessage,
-        task: PreparedTask,
-        plan: BatchPlan,
-        controller: AckController,
-        ack_type: AcknowledgeType,
-    ) -> None:
-        # What `Delivery` sets, without a call: there is one of these per message.
-        self.message = message
-        self.function = task.function
-        self.controller = controller
-        self.ack_type = ack_type
-        self.task = task
-        self.plan = plan
-        self.key: Hashable = None
-        self.weight = 0.0
-        self.same: Hashable = None
-        self.twins: Sequence[Member] = ()
-        self.fingerprint: int | None = None
-        self.is_held_twice = False
-        self.slots: Slots | None = None
-        self.settled: asyncio.Future[None] | None = None
-
-    def place(self, *, validate: bool) -> Exception | None:
-        """Work out what it brings to a call, and whom it may share it with.
-
-        :returns: what makes that impossible; it fails this message alone.
-        """
-        try:
-            placed = self.plan.place(self.message, validate=validate)
-            self.item, self.rest, self.timeout = placed
-            if self.plan.is_measured:
-                measured = self.plan.measure(self.item, self.rest)
-                self.key, self.weight, self.same = measured
-        except Exception as exc:  # noqa: BLE001 - becomes the message's error
-            return exc
-        return None
+    @property
+    def is_joining(self) -> bool:
+        """Whether it is on its way to a batch."""
+        return self.is_batched and self.state in JOINING
 
     @property
-    def group(self) -> Hashable:
-        """The key of the messages it may share a call with."""
-        if self.timeout is None and self.key is None:
-            return self.rest.key
-        return (self.rest.key, self.timeout, self.key)
+    def is_over(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self.state in ENDED
 
-    def admitted(self) -> None:
-        """Give the delivery slot back: a buffered message is no delivery any more."""
-        if self.slots is not None:
-            self.slots.release_delivery()
+    @property
+    def is_given_up(self) -> bool:
+        """Whether nobody wants a result of it any more."""
+        return self.settled is not None and self.settled.cancelled()
 
-    def release(self) -> None:
-        """Give back whatever capacity it holds."""
-        if self.slots is not None:
-            self.slots.release()
-
-    def tell_settled(self) -> None:
-        """Wake whoever waits for it to be settled."""
+    def end(self, state: MessageState) -> None:
+        """Be done or left, unless that is so already; wake whoever waits for it."""
+        if self.state not in ENDED:
+            self.move(state)
         if self.settled is not None and not self.settled.done():
             self.settled.set_result(None)
 
+    def leave(self) -> None:
+        """Give it up, unless it is done or its batch's."""
+        if self.state is _DONE and self.settled is None:  # mostly
+            return
+        if self.state not in IN_BATCH:
+            self.end(MessageState.LEFT)
 
-class Refused:
-    """A delivery nobody can run: acknowledged, so that it does not come again."""
+    def __enter__(self) -> None:
+        """Take it through its steps."""
 
-    __slots__ = ("controller",)
-
-    def __init__(self, controller: AckController) -> None:
-        self.controller = controller
-
-    def ack(self) -> Coroutine[Any, Any, None]:
-        """Acknowledge it, if its broker wants to know, whatever comes of it."""
-        return acknowledge(self.controller, self)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self.state is _SETTLING:  # mostly
+            self.move(_DONE)
+        elif self.state not in IN_BATCH:
+            self.end(MessageState.DONE if kind is None else MessageState.LEFT)
 
     def __str__(self) -> str:
-        return "a message that nobody can run"
-
-
-async def acknowledge(controller: AckController, subject: object) -> None:
-    """Acknowledge a message. A broker that cannot be reached harms nobody else.
-
-    :param subject: names the message in the log, by its `str`.
-    """
-    if not controller.is_ackable:
-        return
-    try:
-        await within(ACK_PATIENCE, controller.ack())
-    except Exception:
-        logger.exception("Cannot acknowledge %s.", subject)
+        if self.is_refused:
+            return "a message that nobody can run"
+        message = getattr(self, "message", None)
+        # Somebody's own callback decodes it for itself.
+        return "a message" if message is None else describe(message)

@@ -7,19 +7,21 @@ import contextvars
 import functools
 import inspect
 import logging
-import math
 import sys
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from taskiq.callables import is_coroutine_function
 from taskiq.context import BatchContext, Context
-from taskiq.exceptions import NoResultError
+from taskiq.mistakes import with_public_names
 from taskiq.outcome import Failed, Outcome, Succeeded
-from taskiq.receiver.cancellation import is_from_outside
+from taskiq.receiver.containment import contain, take_own_cancel
+from taskiq.receiver.diagnosis import describe
+from taskiq.receiver.failures import log_failure
+from taskiq.receiver.placing import read_timeout
+from taskiq.receiver.tasks import known_cancels
 from taskiq.state import TaskiqState
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from taskiq_dependencies.ctx import AsyncResolveContext
 
     from taskiq.abc.broker import AsyncBroker
+    from taskiq.receiver.containment import Steps
+    from taskiq.receiver.params_parser import ParameterCasts
     from taskiq.receiver.prepared import PreparedTask
 
 logger = logging.getLogger("taskiq.receiver.receiver")
@@ -43,39 +47,51 @@ def is_process_pool(executor: Executor | None) -> bool:
     return pools is not None and isinstance(executor, pools.ProcessPoolExecutor)
 
 
-@dataclass(slots=True)
 class Call:
     """One call of a task function.
 
-    :ivar task: the task, prepared.
-    :ivar target: what is called; the task's function, or what stands in for it.
-    :ivar args: positional arguments.
-    :ivar kwargs: keyword arguments; they win over dependencies of the same name.
-    :ivar context: what the function is told about its messages.
-    :ivar timeout: seconds the function may take, or text of a number; `None` for no
+    :param task: the task, prepared.
+    :param target: what is called; the task's function, or what stands in for it.
+    :param args: positional arguments.
+    :param kwargs: keyword arguments; they win over dependencies of the same name.
+    :param context: what the function is told about its messages.
+    :param timeout: seconds the function may take, or text of a number; `None` for no
         limit. Dependencies are not limited.
+    :param casts: how the arguments of its message are still to be cast, if they are.
+    :ivar is_async: whether the target gives a coroutine.
+    :ivar dependencies: what was opened for it, to be closed after it.
+    :ivar teardown: what closing them failed with.
     """
 
-    task: PreparedTask
-    target: Callable[..., Any]
-    args: Sequence[Any]
-    kwargs: dict[str, Any]
-    context: Context
-    timeout: Any
+    dependencies: AsyncResolveContext | None = None
+    teardown: Failed | None = None
 
-    @property
-    def is_async(self) -> bool:
-        """Whether the target gives a coroutine."""
-        if self.target is self.task.function:
-            return self.task.is_async
-        return is_coroutine_function(self.target)
+    def __init__(
+        self,
+        task: PreparedTask,
+        target: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        context: Context,
+        timeout: Any,
+        casts: ParameterCasts | None = None,
+    ) -> None:
+        self.task = task
+        self.target = target
+        self.args = args
+        self.kwargs = kwargs
+        self.context = context
+        self.timeout = timeout
+        self.casts = casts
+        is_own = target is task.function
+        self.is_async = task.is_async if is_own else is_coroutine_function(target)
 
     @property
     def label(self) -> str:
         """Name the call in the log."""
         if isinstance(self.context, BatchContext):
             return f"batch {self.context.batch_id} of task {self.task.name}"
-        return f"task {self.task.name} with ID {self.context.message.task_id}"
+        return describe(self.context.message)
 
 
 class Execution:
@@ -96,72 +112,93 @@ class Execution:
         self._executor = executor
         self._is_process_pool = is_process_pool(executor)
         self._propagate_exceptions = propagate_exceptions
+        # `None` where nobody could cancel one of them.
+        self._waiting: dict[Steps, Call] | None = None
+
+    def list_waiting(self) -> dict[Steps, Call]:
+        """Keep a list, from now on, of the calls that wait for something.
+
+        :returns: the list, for all event loops.
+        """
+        if self._waiting is None:
+            self._waiting = {}
+        return self._waiting
 
     async def run(self, call: Call) -> tuple[Outcome, float]:
         """Resolve the dependencies of a call, make it, and close them.
-
-        To be awaited under `guarded`.
 
         :returns: what became of it, and the seconds it took without the closing.
         :raises asyncio.CancelledError: when the worker cancelled the call.
         """
         started = time.perf_counter()
-        dependencies = None
-        outcome: Outcome
-        try:
-            dependencies = self._open_dependencies(call)
-            outcome = Succeeded(await self._work(call, dependencies))
-        except GeneratorExit:
-            raise  # the loop is gone: there is nothing left to await with
-        except BaseException as exc:
-            if isinstance(exc, asyncio.CancelledError) and is_from_outside(exc):
-                if dependencies is not None:
-                    await self._close_dependencies(call, dependencies, Failed(exc))
-                raise
-            outcome = Failed(exc)
-            _log_failure(call, exc)
+        returned = await contain(
+            self._work,
+            call,
+            on_end=self._close_dependencies,
+            waiting=self._waiting,
+        )
         seconds = time.perf_counter() - started
-        if dependencies is not None:
-            outcome = await self._close_dependencies(call, dependencies, outcome)
+        outcome: Outcome
+        if known_cancels(asyncio.current_task()):
+            returned = await take_own_cancel() or returned
+        if isinstance(returned, Failed):
+            outcome = returned
+            with_public_names(outcome.error)
+            if not isinstance(call.context, BatchContext):
+                # Of a batch it depends on its other calls what there is to say.
+                failed = [call.context.message]
+                log_failure(self._broker, call.label, failed, outcome.error)
+        else:
+            outcome = Succeeded(returned)
+        if call.dependencies is not None:
+            error = outcome.error if isinstance(outcome, Failed) else None
+            call.teardown = await self._close_dependencies(call, error)
+            # Work that was not committed must not be reported as done.
+            if error is None and call.teardown is not None:
+                outcome = call.teardown
+        shared = self._broker.custom_dependency_context
+        if isinstance(call.context, BatchContext) and (
+            shared.get(Context) is call.context
+        ):
+            del shared[Context]  # it would keep every item until the next call
         return outcome, seconds
 
-    def _open_dependencies(self, call: Call) -> AsyncResolveContext | None:
-        """Tell the world which message runs, and prepare to resolve for this one."""
-        broker = self._broker
-        shared = broker.custom_dependency_context
+    def _work(self, call: Call) -> Coroutine[Any, Any, Any]:
+        """Tell the world which message runs, and give what its call comes down to.
+
+        For most of them it is the function itself.
+        """
+        if call.casts is not None:
+            call.casts.apply(call.context.message)
+        shared = self._broker.custom_dependency_context
         shared[Context] = call.context
-        shared[TaskiqState] = broker.state
-        graph = call.task.graph_for(broker.dependency_overrides)
+        shared[TaskiqState] = self._broker.state
+        if call.task.dependencies is not None:
+            call.dependencies = self._open_dependencies(call)
+        elif call.timeout is None and call.is_async:
+            coroutine: Coroutine[Any, Any, Any] = call.target(*call.args, **call.kwargs)
+            return coroutine
+        return self._resolve_and_call(call)
+
+    def _open_dependencies(self, call: Call) -> AsyncResolveContext | None:
+        """Prepare to resolve what a call depends on."""
+        graph = call.task.graph_for(self._broker.dependency_overrides)
         if graph is None:
             return None
         # A copy: what is resolved later must not see another message's context.
-        own = shared.copy()
+        own = self._broker.custom_dependency_context.copy()
+        own[Context] = call.context  # whatever another thread has told meanwhile
         if isinstance(call.context, BatchContext):
             own[BatchContext] = call.context
         return graph.async_ctx(own)
 
-    def _work(
-        self,
-        call: Call,
-        dependencies: AsyncResolveContext | None,
-    ) -> Coroutine[Any, Any, Any]:
-        """Give what a call comes down to: for most of them, the function itself."""
-        if dependencies is None and call.timeout is None and call.is_async:
-            coroutine: Coroutine[Any, Any, Any] = call.target(*call.args, **call.kwargs)
-            return coroutine
-        return self._resolve_and_call(call, dependencies)
-
-    async def _resolve_and_call(
-        self,
-        call: Call,
-        dependencies: AsyncResolveContext | None,
-    ) -> Any:
-        if dependencies is not None:
-            resolved = await dependencies.resolve_kwargs()
+    async def _resolve_and_call(self, call: Call) -> Any:
+        if call.dependencies is not None:
+            resolved = await call.dependencies.resolve_kwargs()
             call.kwargs = {**resolved, **call.kwargs}
-        if call.timeout is None:
+        seconds = read_timeout(call.timeout)
+        if seconds is None:
             return await self._invoke(call)
-        seconds = _seconds(call.timeout)
         if not call.is_async:
             logger.warning(
                 "Timeouts for sync tasks don't work in python well: %s goes on in "
@@ -188,29 +225,27 @@ class Execution:
     async def _close_dependencies(
         self,
         call: Call,
-        dependencies: AsyncResolveContext,
-        outcome: Outcome,
-    ) -> Outcome:
+        error: BaseException | None,
+    ) -> Failed | None:
         """Run what dependencies do at the end.
 
-        A teardown that fails after a success fails the call: work that was not
-        committed must not be reported as done.
+        :param error: what the call failed with.
+        :returns: what that fails with.
         """
-        error = outcome.error if isinstance(outcome, Failed) else None
+        if call.dependencies is None:
+            return None
         seen = error if self._propagate_exceptions else None
-        try:
-            if seen is None:
-                await dependencies.close(None, None, None)
-            else:
-                await dependencies.close(type(seen), seen, seen.__traceback__)
-        except GeneratorExit:
-            raise  # as in `run`
-        except BaseException as exc:
-            if isinstance(exc, asyncio.CancelledError) and is_from_outside(exc):
-                raise
-            logger.exception("A dependency of %s failed at its end.", call.label)
-            return outcome if error is not None else Failed(exc)
-        return outcome
+        kind, trace = (None, None) if seen is None else (type(seen), seen.__traceback__)
+        close = call.dependencies.close
+        failure = await contain(close, kind, seen, trace)
+        if not isinstance(failure, Failed):
+            return None
+        logger.error(
+            "A dependency of %s failed at its end.",
+            call.label,
+            exc_info=failure.error,
+        )
+        return failure
 
 
 def _call(target: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -223,29 +258,6 @@ def _call(target: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         return target(*args, **kwargs)
     except StopIteration as exc:
         raise RuntimeError("the task raised StopIteration") from exc
-
-
-def _seconds(label: Any) -> float:
-    """Read a `timeout` label.
-
-    :raises ValueError: when it is no number.
-    """
-    seconds = float(label)
-    if math.isnan(seconds):
-        raise ValueError(f"timeout must be a number of seconds, got {label!r}")
-    return seconds
-
-
-def _log_failure(call: Call, error: BaseException) -> None:
-    if isinstance(error, NoResultError):
-        logger.warning("%s asked for no result: none is set.", call.label)
-    else:
-        logger.error(
-            "Exception found while executing %s: %s",
-            call.label,
-            error,
-            exc_info=error,
-        )
 
 
 if sys.version_info >= (3, 11):

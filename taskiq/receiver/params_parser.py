@@ -28,55 +28,52 @@ _POSITIONAL: Final = (
 class Cast:
     """How the values of one parameter are cast: by pydantic, in lax mode.
 
-    The adapter is built at the first value, once; so is the failure to build it.
+    The adapter is built at the first value, once. A type that none can be built of
+    leaves values as they are, and is told once.
 
+    :ivar position: where it stands among the arguments, if it has its place there.
     :ivar exact_type: values of exactly this type need no cast; `None` for no type.
+    :ivar is_foreign: whether pydantic knows nothing of the type, and so can only check
+        that a value is an instance of it.
     """
 
     __slots__ = (
         "_annotation",
-        "_error",
-        "_is_foreign",
         "_is_told",
         "_validate",
         "exact_type",
+        "is_foreign",
         "name",
+        "position",
     )
 
     def __init__(self, name: str, annotation: Any) -> None:
         self.name = name
+        self.position: int | None = None
         # By identity: an annotation need not be hashable.
         is_exact = any(annotation is each for each in _CAST_TO_THEMSELVES)
         self.exact_type = annotation if is_exact else None
+        self.is_foreign = False
         self._annotation = annotation
         self._validate: Callable[[Any], Any] | None = None
-        self._error: Exception | None = None
-        self._is_foreign = False
         self._is_told = False
 
     def __call__(self, value: Any) -> Any:
         """Give `value` as the parameter's type.
 
         :raises pydantic.ValidationError: when it cannot be.
-        :raises pydantic.errors.PydanticUserError: when it can make nothing of the type.
         """
-        if self._validate is None:
-            if self._error is not None:
-                raise self._error
-            self._validate = self._build()
-        return self._validate(value)
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether the annotation was found to be nothing pydantic can cast to."""
-        return self._error is not None
+        validate = self._validate
+        if validate is None:
+            validate = self._validate = self._build()
+        return validate(value)
 
     def is_failure_news(self) -> bool:
         """Whether a failure is worth a warning.
 
         Every wrong value is, but that pydantic cannot make a class is said once.
         """
-        is_news = not (self._is_foreign and self._is_told)
+        is_news = not (self.is_foreign and self._is_told)
         self._is_told = True
         return is_news
 
@@ -84,17 +81,27 @@ class Cast:
         try:
             return self._adapter().validator.validate_python
         except PydanticUserError as exc:
-            self._error = exc
-            raise
+            logger.warning(
+                "Can't parse argument %s: pydantic can build nothing of its type %r, "
+                "so it stays as it was sent. %s",
+                self.name if self.position is None else self.position,
+                self._annotation,
+                exc,
+            )
+            return _as_it_is
 
     def _adapter(self) -> TypeAdapter[Any]:
         """Build an adapter; a class foreign to pydantic is checked by instance."""
         try:
             return TypeAdapter(self._annotation)
         except PydanticSchemaGenerationError:
-            self._is_foreign = True
+            self.is_foreign = True
             config = ConfigDict(arbitrary_types_allowed=True)
             return TypeAdapter(self._annotation, config=config)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 class ParameterCasts:
@@ -120,6 +127,7 @@ class ParameterCasts:
             if cast is None:
                 continue
             if parameter.kind in _POSITIONAL:
+                cast.position = index
                 self._positional.append((index, cast))
             elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
                 self._variadic, self._variadic_index = cast, index
@@ -173,13 +181,13 @@ def _cast_in_place(
     message: TaskiqMessage,
 ) -> None:
     value = values[key]
-    if value is None or cast.is_broken:
+    if value is None:
         return
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("Trying to parse %s of task %s", key, message.task_name)
     try:
         values[key] = cast(value)
-    except (ValueError, RuntimeError, PydanticUserError) as exc:
+    except (ValueError, RuntimeError) as exc:
         if cast.is_failure_news():
             logger.warning(
                 "Can't parse argument %s for task %s. Reason: %s",

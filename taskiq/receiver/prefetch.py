@@ -1,4 +1,4 @@
-"""Reading a broker: one delivery slot before each read, until told to stop."""
+"""Reading a broker: one unit of capacity before each read, until told to stop."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from taskiq.receiver.running import Slots
+from taskiq.receiver.delivery import Delivery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.acks import AckableMessage
+    from taskiq.receiver.states import Unit
 
 logger = logging.getLogger("taskiq.receiver.receiver")
 
@@ -23,12 +24,17 @@ _UNTIL_NEXT_INTERRUPTION: Final = 2.0
 
 
 class Prefetch:
-    """Reads messages from a broker and hands them over, each with a delivery slot.
+    """Reads messages from a broker and hands them over, each with a unit of capacity.
 
-    :param slots: the semaphore of deliveries; one unit is held at each read.
-    :param hand_over: takes a message that was read, and the slot it came with; returns
-        whether that slot was kept, to be given back later.
+    A message may give its unit back while it is handed over: the next one is read with
+    it then, and the semaphore is not asked.
+
+    :param slots: the semaphore of deliveries.
+    :param unit: what one of its units is to the message that is read with it.
+    :param hand_over: takes what was read.
     :param most: how many messages to read at most, `None` for no limit.
+    :ivar is_reading: whether the broker was asked for a message and gave none yet.
+    :ivar fetched: how many messages were read.
     :ivar lifecycle_error: the first error of stopping the broker's generator.
     """
 
@@ -36,23 +42,33 @@ class Prefetch:
         self,
         broker: AsyncBroker,
         slots: asyncio.Semaphore,
-        hand_over: Callable[[bytes | AckableMessage, Slots], bool],
+        unit: Unit,
+        hand_over: Callable[[Delivery], object],
         most: int | None,
     ) -> None:
         self._broker = broker
         self._slots = slots
-        # What the next message is read with, if it is held already.
-        self._held: Slots | None = None
+        self._unit = unit
+        # Whether the unit is acquired that the next message is read with.
+        self._has_unit = False
         self._hand_over = hand_over
         self._most = most
         self._reader: asyncio.Task[Any] | None = None
         # Whether the reader waits for something a stop may interrupt.
         self._is_waiting = False
         self._interruptions = 0
-        # Whether the broker has been asked for a message and gave none yet.
-        self.is_reading = False
+        self._is_handing_over = False
         self._gives_way = False
+        self.is_reading = False
+        self.fetched = 0
         self.lifecycle_error: Exception | None = None
+
+    def release(self) -> None:
+        """Take a unit back."""
+        if self._is_handing_over and not self._has_unit:
+            self._has_unit = True
+        else:
+            self._slots.release()
 
     def give_way(self) -> None:
         """Let others have a turn before the next message is read.
@@ -74,9 +90,10 @@ class Prefetch:
                 await self._read_all(finish_event)
         finally:
             watcher.cancel()
-            if self._held is not None:
-                self._held.release()
-            logger.info("Stopping prefetching messages...")
+            if self._has_unit:
+                self._slots.release()
+                self._has_unit = False
+            logger.debug("Stopping prefetching messages...")
 
     async def _stop_on(self, finish_event: asyncio.Event) -> None:
         await finish_event.wait()
@@ -92,29 +109,32 @@ class Prefetch:
 
     async def _read_all(self, finish_event: asyncio.Event) -> None:
         messages = await _open(self._broker)
-        fetched = 0
         try:
             while not finish_event.is_set():
-                if self._most is not None and fetched >= self._most:
-                    logger.info("Max number of tasks executed: %d.", fetched)
+                if self._most is not None and self.fetched >= self._most:
+                    logger.info("Max number of tasks executed: %d.", self.fetched)
                     break
-                if not await self._read_one(messages):
+                if not await self._read_one(messages, finish_event):
                     break
-                fetched += 1
         finally:
             await self._close(messages)
 
-    async def _read_one(self, messages: AsyncIterator[bytes | AckableMessage]) -> bool:
+    async def _read_one(
+        self,
+        messages: AsyncIterator[bytes | AckableMessage],
+        finish_event: asyncio.Event,
+    ) -> bool:
         """Read one message and hand it over.
 
         :returns: whether there was one.
         """
-        slots = self._held
         self._is_waiting = True
         try:
-            if slots is None:
+            if not self._has_unit:
                 await self._slots.acquire()
-                slots = self._held = Slots(self._slots)
+                self._has_unit = True
+                if finish_event.is_set():
+                    return False
             self.is_reading = True
             message = await messages.__anext__()
         except StopAsyncIteration:
@@ -127,8 +147,16 @@ class Prefetch:
             self._is_waiting = self.is_reading = False
             if self._interruptions:
                 _forget_own_cancellations(self._interruptions)
-        if self._hand_over(message, slots):
-            self._held = None
+        self.fetched += 1
+        delivery = Delivery(self._broker)
+        delivery.raw = message
+        delivery.unit, delivery.source = self._unit, self
+        self._has_unit = False
+        self._is_handing_over = True
+        try:
+            self._hand_over(delivery)
+        finally:
+            self._is_handing_over = False
         if self._gives_way:
             self._gives_way = False
             await asyncio.sleep(0)

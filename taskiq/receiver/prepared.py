@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 from taskiq_dependencies import DependencyGraph
 
 from taskiq.callables import is_coroutine_function, resolved_hints
-from taskiq.receiver.grouping import BatchPlan
+from taskiq.outcome import Failed
+from taskiq.receiver.containment import attempt
 from taskiq.receiver.params_parser import ParameterCasts
+from taskiq.receiver.placing import BatchPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from taskiq.batch import BatchConfig
+    from taskiq.decor import AsyncTaskiqDecoratedTask
+    from taskiq.policies import FailurePolicy
 
 
 class PreparedTask:
@@ -23,6 +27,7 @@ class PreparedTask:
     :param name: the task's name.
     :param function: what is called.
     :param batch: how its messages are gathered, `None` to call it for each.
+    :param policy: what its decorator says of failed messages.
     :raises NameError: when a type hint cannot be resolved.
     :ivar dependencies: the graph of its dependencies, `None` when it has none.
     :ivar plan: how its messages are placed into batches, `None` for a plain task.
@@ -39,6 +44,7 @@ class PreparedTask:
         "is_async",
         "name",
         "plan",
+        "policy",
         "signature",
     )
 
@@ -47,10 +53,12 @@ class PreparedTask:
         name: str,
         function: Callable[..., Any],
         batch: BatchConfig | None = None,
+        policy: FailurePolicy | None = None,
     ) -> None:
         self.name = name
         self.function = function
         self.batch = batch
+        self.policy = policy
         self.signature = inspect.signature(function)
         self.hints = resolved_hints(function)
         self.graph = DependencyGraph(function)
@@ -87,3 +95,72 @@ def _parameters_filled_in(graph: DependencyGraph) -> set[str]:
         if parent.dependency == graph.target
         for dependency in dependencies
     }
+
+
+class PreparedTasks:
+    """The tasks of one receiver, each prepared once.
+
+    Somebody may take entries out of the public collections: a task that is not in
+    `known` is prepared again.
+
+    :ivar known: names of the tasks.
+    :ivar signatures: their parameters, by name of the task.
+    :ivar hints: their resolved annotations.
+    :ivar graphs: their dependencies.
+    """
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self.signatures: dict[str, inspect.Signature] = {}
+        self.hints: dict[str, dict[str, Any]] = {}
+        self.graphs: dict[str, DependencyGraph] = {}
+        self._prepared: dict[str, PreparedTask] = {}
+
+    def of(self, task: AsyncTaskiqDecoratedTask[Any, Any]) -> PreparedTask | None:
+        """Give a task as it is registered now.
+
+        :returns: `None` when it cannot be prepared; it is tried again when it is run.
+        """
+        name = task.task_name
+        prepared = self._prepared.get(name)
+        if (
+            prepared is None
+            or prepared.function is not task.original_func
+            or prepared.batch is not task.batch
+            or prepared.policy is not task.failure_policy
+            or name not in self.known
+        ):
+            made = attempt(
+                self.prepare,
+                name,
+                task.original_func,
+                task.batch,
+                task.failure_policy,
+            )
+            return None if isinstance(made, Failed) else made
+        return prepared
+
+    def by_name(self, name: str) -> PreparedTask | None:
+        """Give what a name was prepared as; `None` for what is not known."""
+        return self._prepared.get(name) if name in self.known else None
+
+    def prepare(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        batch: BatchConfig | None,
+        policy: FailurePolicy | None = None,
+    ) -> PreparedTask:
+        """Work out what depends on a task only.
+
+        :raises NameError: when a type hint of it cannot be resolved.
+        """
+        # Not known until it is: what fails now is tried again with the next message.
+        self.known.discard(name)
+        prepared = PreparedTask(name, function, batch, policy)
+        self._prepared[name] = prepared
+        self.signatures[name] = prepared.signature
+        self.hints[name] = prepared.hints
+        self.graphs[name] = prepared.graph
+        self.known.add(name)
+        return prepared

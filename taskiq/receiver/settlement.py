@@ -1,32 +1,61 @@
 """What follows an outcome: hooks, the result backend and the acknowledgement.
 
-Each message is settled by itself. Whatever goes wrong for one is logged with its name
-and id and changes nothing for another.
+The messages of a batch go through these phases together, so that each phase can be one
+round trip; but whatever goes wrong or takes long for one of them is its own affair,
+logged with its name and id, and changes nothing for another.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from taskiq.abc.result_backend import AsyncResultBackend
 from taskiq.acks import AcknowledgeType
 from taskiq.exceptions import NoResultError
-from taskiq.hooks import HookLists, hooks_of, run_hooks
+from taskiq.hooks import hooks_of
 from taskiq.models import maker_of
-from taskiq.outcome import Failed, Outcome
-from taskiq.receiver.cancellation import guarded, is_from_outside
-from taskiq.receiver.delivery import describe
+from taskiq.outage import is_unreachable
+from taskiq.outcome import Failed, Outcome, Succeeded, own_copy
+from taskiq.receiver.containment import attempt, contain, in_context, run_hooks
+from taskiq.receiver.diagnosis import describe
+from taskiq.receiver.endings import Endings
+from taskiq.receiver.states import MessageState
+from taskiq.receiver.tasks import Crew, wait_for_all
 from taskiq.result import TaskiqResult
+from taskiq.unstorable import storable_instead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine, Sequence
 
     from taskiq.abc.broker import AsyncBroker
+    from taskiq.acks import AckableMessage
     from taskiq.message import TaskiqMessage
     from taskiq.receiver.delivery import Delivery
+    from taskiq.receiver.receiver import Receiver
+    from taskiq.receiver.tasks import Tasks
 
 logger = logging.getLogger("taskiq.receiver.receiver")
+
+_WHEN_EXECUTED: Final = AcknowledgeType.WHEN_EXECUTED
+_WHEN_SAVED: Final = AcknowledgeType.WHEN_SAVED
+
+_DONE: Final = MessageState.DONE
+
+#: After one of these it would not help to ask for each result by itself.
+_UNREACHABLE: Final = (OSError, TimeoutError, asyncio.CancelledError)
+
+_CANNOT_SET: Final = "Cannot set the result of"
+_CANNOT_ACK: Final = "Cannot acknowledge"
+
+#: Seconds that saving a result, or an acknowledgement, may take.
+SAVE_TIMEOUT: Final = 30.0
+
+
+#: Seconds: what is shorter is stored as none.
+_LEAST_STORED: Final = 0.005
 
 
 def result_of(
@@ -61,85 +90,453 @@ _result_of_fields: Final[Callable[[dict[str, Any]], TaskiqResult[Any]]] = maker_
 
 def as_stored(seconds: float) -> float:
     """Round how long a call took to what results tell of it."""
-    return round(seconds, 2)
-
-
-_WHEN_EXECUTED: Final = AcknowledgeType.WHEN_EXECUTED
-_WHEN_SAVED: Final = AcknowledgeType.WHEN_SAVED
+    # Rounding costs more than most calls of a plain task.
+    return round(seconds, 2) if seconds >= _LEAST_STORED else 0.0
 
 
 class Settlement:
-    """Settles messages: hooks, result backend, acknowledgement, in this order."""
+    """Settles messages: hooks, result backend, acknowledgement, in this order.
 
-    def __init__(self, broker: AsyncBroker) -> None:
-        self._broker = broker
+    :param receiver: whose broker it is, and how long saving and acknowledging may take:
+        a client may wait for ever on a connection that is gone, and nobody would get
+        the capacity back that its message holds.
+    """
 
-    async def settle_failure(self, delivery: Delivery, error: BaseException) -> None:
-        """Settle a message that failed before its task could run."""
-        logger.error("Cannot run %s: %s", delivery, error, exc_info=error)
-        result = result_of(Failed(error), 0.0, delivery.message)
-        await guarded(self.settle(delivery, result, hooks_of(self._broker)))
+    def __init__(self, receiver: Receiver, tasks: Tasks) -> None:
+        self._receiver = receiver
+        self._broker = receiver.broker
+        self._tasks = tasks
+        self._outage = receiver.broker.lifecycle.outage
+        self.endings = Endings(self._broker, receiver.save_timeout)
+        self._steps = (self._tell, self._save, self._tell_saved, self._ack)
 
-    async def settle(
+    def give_results(
+        self,
+        deliveries: Sequence[Delivery],
+        outcomes: Sequence[Outcome],
+        seconds: float,
+    ) -> list[TaskiqResult[Any]]:
+        """Make the results of messages, which hooks may change one by one.
+
+        :param seconds: how long their call took.
+        """
+        hooks = hooks_of(self._broker)
+        stored = as_stored(seconds)
+        if len(outcomes) > 1 and hooks.take_results:
+            outcomes = _unshared(outcomes)
+        results: list[TaskiqResult[Any]] = []
+        for delivery, outcome in zip(deliveries, outcomes, strict=True):
+            delivery.result = result_of(outcome, stored, delivery.message)
+            results.append(delivery.result)
+        return results
+
+    async def settle(self, delivery: Delivery, *, raise_err: bool = False) -> None:
+        """Take one message from its outcome to its end, each step in its order.
+
+        :param raise_err: raise what saving it or a hook after that failed with.
+        """
+        hooks, error = hooks_of(self._broker), delivery.result.error
+        if (
+            error is not None
+            or hooks.post_execute
+            or delivery.ack_type is _WHEN_EXECUTED
+        ):
+            await self._tell(delivery)
+            error = delivery.result.error
+        failure: BaseException | None = None
+        if error is None or not isinstance(error, NoResultError):
+            stored = await self._store(delivery)
+            if stored.__class__ is Failed:
+                failure = await self._store_instead(delivery, stored.error)
+            elif self._outage.is_on:
+                self._outage.worked(_CANNOT_SET)
+        if failure is None:
+            if hooks.post_save:
+                failure = await self._tell_all_saved(delivery, raise_err=raise_err)
+            if failure is None or not raise_err:
+                if error is not None and delivery.ending is not None:
+                    await self.endings.carry_out(delivery)
+                elif (
+                    delivery.ack_type is _WHEN_SAVED and delivery.controller.is_ackable
+                ):
+                    await self._acknowledge(delivery)
+        if failure is not None and raise_err:
+            raise failure
+
+    async def settle_all(self, deliveries: Sequence[Delivery]) -> None:
+        """Take the messages of a batch from their outcomes to their ends."""
+        hooks = hooks_of(self._broker)
+        is_acked = any(delivery.controller.is_ackable for delivery in deliveries)
+        if hooks.take_results:
+            for delivery in deliveries:
+                if delivery.context is None:
+                    delivery.context = contextvars.copy_context()
+        is_told = bool(is_acked or hooks.on_error or hooks.post_execute)
+        # What failed may end otherwise, also where nothing can be acknowledged.
+        has_failed = not is_acked and any(
+            delivery.result.error is not None for delivery in deliveries
+        )
+        is_needed = {
+            self._tell: is_told or has_failed,
+            self._save: True,
+            self._tell_saved: bool(hooks.post_save),
+            self._ack: is_acked or has_failed,
+        }
+        at_work: list[set[asyncio.Task[None]]] = []
+        for number, step in enumerate(self._steps):
+            if not is_needed[step] or not deliveries:
+                continue
+            done, alone = await self._do_many(step, deliveries)
+            if alone:
+                crew = Crew(self._tasks, step, alone, self._follow_from(number + 1))
+                done = await crew.run()
+                at_work.append(crew.at_work)
+            deliveries = done
+        for delivery in deliveries:
+            if delivery.settled is None:
+                delivery.move(_DONE)
+            else:
+                delivery.end(_DONE)
+        for helpers in at_work:
+            while helpers:
+                await wait_for_all(helpers, None)
+
+    async def _do_many(
+        self,
+        step: Callable[[Delivery], Coroutine[Any, Any, bool]],
+        deliveries: Sequence[Delivery],
+    ) -> tuple[Sequence[Delivery], Sequence[Delivery]]:
+        """Take messages through a step in one call, where there is one for it.
+
+        :returns: those to be taken further, and those that still have to take it.
+        """
+        if step == self._save and self._is_bulk and len(deliveries) > 1:
+            saved = await self._save_many(deliveries)
+            return ((), deliveries) if saved is None else (saved, ())
+        if step == self._ack:
+            return (), await self._ack_many(deliveries)
+        return (), deliveries
+
+    def _follow_from(
+        self,
+        number: int,
+    ) -> Callable[[list[Delivery]], Coroutine[Any, Any, None]]:
+        """Give what takes messages that were late through the steps from this one."""
+
+        async def follow(deliveries: list[Delivery]) -> None:
+            for delivery in deliveries:
+                for step in self._steps[number:]:
+                    if not await step(delivery):
+                        break
+                else:
+                    delivery.end(_DONE)
+
+        return follow
+
+    async def _tell(self, delivery: Delivery) -> bool:
+        """Acknowledge what is executed, and call the hooks after that."""
+        hooks, message, result = (
+            hooks_of(self._broker),
+            delivery.message,
+            delivery.result,
+        )
+        is_kept = result.error is not None and self.endings.may_keep(delivery)
+        if delivery.is_acked_at(_WHEN_EXECUTED) and not is_kept:
+            await self._acknowledge(delivery)
+        if result.error is not None and not delivery.is_error_told and hooks.on_error:
+            await in_context(
+                delivery.context, report_error(self._broker, message, result)
+            )
+        if result.error is not None:
+            await self.endings.decide(delivery)
+        if hooks.post_execute:
+            await in_context(
+                delivery.context,
+                run_hooks(
+                    hooks.post_execute,
+                    "post_execute",
+                    delivery,
+                    message,
+                    result,
+                ),
+            )
+        if delivery.ending is not None:
+            self.endings.settle_for(delivery)
+        if is_kept and delivery.is_acked_at(_WHEN_EXECUTED):
+            await self._acknowledge(delivery)
+        return True
+
+    async def _save(self, delivery: Delivery) -> bool:
+        """Save the result of one message, unless there is none on purpose.
+
+        :returns: whether that is done; what is not saved is not acknowledged.
+        """
+        error = delivery.result.error
+        if error is not None and isinstance(error, NoResultError):
+            return True
+        stored = await self._store(delivery)
+        if stored.__class__ is not Failed:
+            if self._outage.is_on:
+                self._outage.worked(_CANNOT_SET)
+            return True
+        if await self._store_instead(delivery, stored.error) is None:
+            return True
+        delivery.end(_DONE)
+        return False
+
+    def _store(self, delivery: Delivery) -> Coroutine[Any, Any, Any]:
+        """Give what saves a result, and returns a `Failed` where that fails."""
+        work = contain(
+            self._broker.result_backend.set_result,
+            delivery.message.task_id,
+            delivery.result,
+            seconds=self._receiver.save_timeout,
+        )
+        # Mostly without a coroutine more: this is done for each message.
+        context = delivery.context
+        return work if context is None else in_context(context, work)
+
+    async def _store_instead(
         self,
         delivery: Delivery,
-        result: TaskiqResult[Any],
-        hooks: HookLists,
-        *,
-        is_error_told: bool = False,
-        raise_err: bool = False,
-    ) -> None:
-        """Take a message from its outcome to its end, each step in its order.
+        error: BaseException,
+    ) -> BaseException | None:
+        """Save an error in the place of a result that cannot be stored.
 
-        To be awaited under `guarded`.
-
-        :param hooks: those of the broker.
-        :param is_error_told: whether the `on_error` hooks have run already.
-        :param raise_err: raise what saving or a `post_save` hook raises.
+        :param error: what storing the result failed with.
+        :returns: what it failed with in the end, which is logged.
         """
-        broker, message = self._broker, delivery.message
-        acked_at = delivery.ack_type if delivery.controller.is_ackable else None
-        try:
-            if acked_at is _WHEN_EXECUTED:
-                await delivery.ack()
-            if result.error is not None and not is_error_told:
-                await self.report_error(message, result)
-            if hooks.post_execute:
-                await run_hooks(broker, "post_execute", delivery, message, result)
-            if result.error is None or not isinstance(result.error, NoResultError):
-                try:
-                    await broker.result_backend.set_result(message.task_id, result)
-                except Exception:
-                    logger.exception("Cannot set the result of %s.", delivery)
-                    if raise_err:
-                        raise
-                    return  # unacked if it had to be saved: the broker repeats it
-                if hooks.post_save:
-                    await run_hooks(
-                        broker,
-                        "post_save",
-                        delivery,
-                        message,
-                        result,
-                        raise_err=raise_err,
-                    )
-            if acked_at is _WHEN_SAVED:
-                await delivery.ack()
-        except asyncio.CancelledError as exc:
-            if is_from_outside(exc):
-                raise
-            # A hook or the backend cancelled itself: no reason to end anybody else.
-            logger.exception(
-                "Settling %s cancelled itself; what was left of it is not done.",
-                delivery,
-            )
+        failure: BaseException | None = error
+        if self._replace_result(delivery, error):
+            stored = await self._store(delivery)
+            failure = stored.error if isinstance(stored, Failed) else None
+        if failure is not None:
+            self._log_failure(_CANNOT_SET, delivery, failure)
+        return failure
 
-    async def report_error(
+    def _replace_result(self, delivery: Delivery, error: BaseException) -> bool:
+        """Put an error that names what cannot be stored in the place of a result.
+
+        :returns: whether the value was at fault: another one may be stored then.
+        """
+        if not isinstance(error, Exception):
+            return False
+        backend = self._broker.result_backend
+        instead = attempt(storable_instead, delivery.result, error, backend)
+        if instead is None or isinstance(instead, Failed):
+            return False
+        logger.error("The result of %s cannot be stored: %s", delivery, instead.error)
+        delivery.result = instead
+        return True
+
+    @property
+    def _is_bulk(self) -> bool:
+        """Whether the backend can store many results in less than one call each."""
+        backend: Any = type(self._broker.result_backend)
+        base: Any = AsyncResultBackend
+        return backend.set_results is not base.set_results
+
+    async def _save_many(
         self,
-        message: TaskiqMessage,
-        result: TaskiqResult[Any],
+        deliveries: Sequence[Delivery],
+    ) -> list[Delivery] | None:
+        """Save the results of messages in one call.
+
+        :returns: those whose result is saved, or has none on purpose; `None` when each
+            is to be saved by itself, as the backend has stumbled over one of them.
+        """
+        results = {
+            delivery.message.task_id: delivery.result
+            for delivery in deliveries
+            if not isinstance(delivery.result.error, NoResultError)
+        }
+        failed: Any = {}
+        if results:
+            failed = await contain(
+                self._broker.result_backend.set_results,
+                results,
+                seconds=self._receiver.save_timeout,
+            )
+        if isinstance(failed, Failed):
+            if not isinstance(failed.error, _UNREACHABLE):
+                logger.warning(
+                    "Cannot set %d results at once: %r. Each is set by itself.",
+                    len(results),
+                    failed.error,
+                )
+                return None
+            failed = dict.fromkeys(results, failed.error)
+        saved: list[Delivery] = []
+        for delivery in deliveries:
+            error = failed.get(delivery.message.task_id) if failed else None
+            if error is None or await self._store_instead(delivery, error) is None:
+                saved.append(delivery)
+            else:
+                delivery.end(_DONE)
+        if self._outage.is_on and len(saved) == len(deliveries):
+            self._outage.worked(_CANNOT_SET)
+        return saved
+
+    async def _tell_saved(self, delivery: Delivery) -> bool:
+        await self._tell_all_saved(delivery)
+        return True
+
+    async def _tell_all_saved(
+        self,
+        delivery: Delivery,
+        *,
+        raise_err: bool = False,
+    ) -> BaseException | None:
+        """Call the hooks after saving.
+
+        :param raise_err: whether the first failure is raised: it stops the others.
+        :returns: what the last of those that failed did so with.
+        """
+        hooks, result = hooks_of(self._broker).post_save, delivery.result
+        if not hooks or isinstance(result.error, NoResultError):
+            return None
+        failed = await in_context(
+            delivery.context,
+            run_hooks(
+                hooks,
+                "post_save",
+                delivery,
+                delivery.message,
+                result,
+                ends_with_failure=raise_err,
+            ),
+        )
+        return None if failed is None else failed.error
+
+    async def _ack(self, delivery: Delivery) -> bool:
+        if delivery.ending is not None:
+            await self.endings.carry_out(delivery)
+        elif delivery.is_acked_at(_WHEN_SAVED):
+            await self._acknowledge(delivery)
+        return True
+
+    async def _ack_many(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Acknowledge together the messages that can be.
+
+        :returns: the others, each of which is to be acknowledged by itself.
+        """
+        alone: list[Delivery] = []
+        groups: dict[int, list[tuple[Delivery, AckableMessage]]] = {}
+        for delivery in deliveries:
+            message = delivery.controller.message
+            if message is None or not delivery.is_acked_at(_WHEN_SAVED):
+                alone.append(delivery)
+            elif delivery.controller.reserve():
+                groups.setdefault(id(message.ack_group), []).append((delivery, message))
+            else:
+                alone.append(delivery)
+        for members in groups.values():
+            await self._ack_group(members)
+        return alone
+
+    async def _ack_group(
+        self,
+        members: Sequence[tuple[Delivery, AckableMessage]],
     ) -> None:
-        """Tell the `on_error` hooks. They may replace the error of the result."""
-        if hooks_of(self._broker).on_error:
-            told = (message, result, result.error)
-            await run_hooks(self._broker, "on_error", describe(message), *told)
+        """Acknowledge messages of one group in one call."""
+        messages = [message for _, message in members]
+        group = messages[0].ack_group
+        assert group is not None  # noqa: S101 - they are of one
+        try:
+            outcomes: Any = await contain(
+                group.ack,
+                messages,
+                seconds=self._receiver.save_timeout,
+            )
+        except BaseException:
+            for delivery, _ in members:
+                delivery.controller.release()
+            raise
+        if isinstance(outcomes, Failed):
+            outcomes = [outcomes.error] * len(messages)
+        elif len(outcomes) != len(messages):
+            wrong = f"told {len(outcomes)} fates of {len(messages)} messages"
+            outcomes = [RuntimeError(f"{group!r} {wrong}")] * len(messages)
+        for (delivery, _), error in zip(members, outcomes, strict=True):
+            delivery.controller.is_acked = error is None
+            delivery.controller.release()
+            if error is not None:
+                self._log_failure(_CANNOT_ACK, delivery, error)
+            delivery.end(_DONE)
+        if self._outage.is_on and not any(outcomes):
+            self._outage.worked(_CANNOT_ACK)
+
+    async def settle_refused(self, delivery: Delivery) -> None:
+        """Settle a message that nobody can run: put aside, or acknowledged."""
+        if not await self.endings.refuse(delivery):
+            await self.ack_received(delivery)
+            return
+        message = getattr(delivery, "message", None)
+        if message is not None and delivery.ending is not None:
+            # Somebody may wait for it.
+            delivery.result = result_of(Failed(delivery.ending.error), 0.0, message)
+            stored = await self._store(delivery)
+            if isinstance(stored, Failed):
+                self._log_failure(_CANNOT_SET, delivery, stored.error)
+
+    async def ack_received(self, delivery: Delivery) -> None:
+        """Acknowledge a message whatever comes of it."""
+        if delivery.controller.is_ackable:
+            await self._acknowledge(delivery)
+
+    async def _acknowledge(self, delivery: Delivery) -> None:
+        """Acknowledge a message. A broker that cannot be reached harms nobody else."""
+        failed = await contain(
+            delivery.controller.ack,
+            seconds=self._receiver.save_timeout,
+        )
+        if isinstance(failed, Failed):
+            self._log_failure(_CANNOT_ACK, delivery, failed.error)
+        elif self._outage.is_on:
+            self._outage.worked(_CANNOT_ACK)
+
+    def _log_failure(self, what: str, delivery: Delivery, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            # The backend or the broker did: no reason to end anybody else.
+            logger.error(
+                "%s %s: Settling %s cancelled itself; what was left of it is not done.",
+                what,
+                delivery,
+                delivery,
+                exc_info=error,
+            )
+        elif is_unreachable(error):
+            self._outage.not_settled(what, delivery, error)
+        else:
+            logger.error("%s %s.", what, delivery, exc_info=error)
+
+
+async def report_error(
+    broker: AsyncBroker,
+    message: TaskiqMessage,
+    result: TaskiqResult[Any],
+) -> None:
+    """Tell the `on_error` hooks. They may replace the error of the result."""
+    hooks = hooks_of(broker).on_error
+    if hooks:
+        told = (message, result, result.error)
+        await run_hooks(hooks, "on_error", describe(message), *told)
+
+
+def _unshared(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Give each message a value or error of its own where several share one."""
+    seen: set[int] = set()
+    unshared: list[Outcome] = []
+    for outcome in outcomes:
+        shared = outcome.error if isinstance(outcome, Failed) else outcome.value
+        if id(shared) in seen:
+            copied = attempt(own_copy, shared)
+            if isinstance(copied, Failed):  # by more than an `Exception`
+                copied = shared
+            unshared.append(
+                Failed(copied) if isinstance(outcome, Failed) else Succeeded(copied),
+            )
+        else:
+            seen.add(id(shared))
+            unshared.append(outcome)
+    return unshared

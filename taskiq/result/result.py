@@ -7,7 +7,11 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import pydantic
 
-from taskiq.serialization import exception_to_python, prepare_exception
+from taskiq.serialization import (
+    exception_to_python,
+    plain_error,
+    prepare_exception,
+)
 
 if sys.version_info >= (3, 11):
     from typing import Self
@@ -62,7 +66,10 @@ class TaskiqResult(pydantic.BaseModel, Generic[_ReturnType]):
         return {**state, "__dict__": {**self.__dict__, "error": error}}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        """Take the state over, the error as the exception it was."""
+        """Take the state over, the error as `exception_to_python` gives it."""
         super().__setstate__(state)
+        error = exception_to_python(self.error)
+        if error is not None and not isinstance(error, Exception):
+            error = plain_error(type(error), error.args)
         # Not by assignment, which would count as setting the field.
-        vars(self)["error"] = exception_to_python(self.error)
+        vars(self)["error"] = error

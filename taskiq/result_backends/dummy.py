@@ -1,7 +1,8 @@
 """The result backend brokers start with: it keeps nothing."""
 
 import warnings
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from taskiq.abc.result_backend import AsyncResultBackend
 from taskiq.result import TaskiqResult
@@ -19,6 +20,17 @@ class DummyResultBackend(AsyncResultBackend[_ReturnType]):
         :param result: its result.
         """
 
+    async def set_results(
+        self,
+        results: Mapping[str, TaskiqResult[Any]],  # noqa: ARG002 - nothing is kept
+    ) -> Mapping[str, Exception]:
+        """Forget the results.
+
+        :param results: results by the ids of their messages.
+        :returns: nothing; none of them fails.
+        """
+        return {}
+
     async def is_result_ready(
         self,
         task_id: str,  # noqa: ARG002 - every task looks finished
@@ -32,17 +44,19 @@ class DummyResultBackend(AsyncResultBackend[_ReturnType]):
 
     async def get_result(
         self,
-        task_id: str,  # noqa: ARG002 - nothing is kept
+        task_id: str,
         with_logs: bool = False,  # noqa: ARG002 - nothing is kept
     ) -> TaskiqResult[_ReturnType]:
         """Make up an empty result, with a warning that nothing is kept.
 
-        :param task_id: id of the task's message.
+        :param task_id: id of the task's message, named by the warning.
         :param with_logs: has no effect.
         :returns: a result without value or error.
         """
         warnings.warn(
-            "No result backend is configured, an empty result is returned.",
+            f"No result backend is configured: for task {task_id} an empty result is "
+            "returned, whatever becomes of it. Give the broker one, on the side of "
+            "the sender and of the worker: broker.with_result_backend(...).",
             stacklevel=2,
         )
         return TaskiqResult(

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
     from types import CoroutineType
 
-    from taskiq.abc.schedule_source import ScheduleSource
-    from taskiq.kicker import AsyncKicker
     from taskiq.scheduler.scheduled_task import ScheduledTask
     from taskiq.task import AsyncTaskiqTask
 
 _T = TypeVar("_T")
 _ReturnType = TypeVar("_ReturnType")
+_ReturnType_co = TypeVar("_ReturnType_co", covariant=True)
+
+
+class Sender(Protocol[_ReturnType_co]):
+    """What sends the task of a schedule: a kicker."""
+
+    @property
+    def return_type(self) -> type[_ReturnType_co] | None:
+        """What the result is cast to, `None` to leave it alone."""
+        ...
+
+    @property
+    def kiq(self) -> Callable[..., Awaitable[Any]]:
+        """Send the task with these arguments; awaited, a handle of its result."""
+        ...
+
+
+class Unscheduling(Protocol):
+    """Where a schedule can be removed from: a schedule source."""
+
+    async def delete_schedule(self, schedule_id: str) -> None:
+        """Remove the schedule of this id."""
 
 
 class CreatedSchedule(Generic[_ReturnType]):
@@ -27,8 +47,8 @@ class CreatedSchedule(Generic[_ReturnType]):
 
     def __init__(
         self,
-        kicker: AsyncKicker[Any, _ReturnType],
-        source: ScheduleSource,
+        kicker: Sender[_ReturnType],
+        source: Unscheduling,
         task: ScheduledTask,
     ) -> None:
         self.kicker = kicker

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.benchmarks import (
+    bulk,
     core,
     growth,
     in_process,
     lateness,
     memory,
+    peers,
     postgres,
     servers,
+    waiting,
 )
 from tests.benchmarks.environments import BASELINE_VERSION, Environments
 from tests.benchmarks.options import Options
@@ -34,6 +37,9 @@ TABLES: dict[str, Callable[[Options], Page]] = {
     "lateness": lateness.measure,
     "servers": servers.measure,
     "postgres": postgres.measure,
+    "peers": peers.measure,
+    "bulk": bulk.measure,
+    "waiting": waiting.measure,
     "growth": growth.measure,
 }
 
@@ -55,8 +61,9 @@ def parse(arguments: list[str]) -> Command:
         description="Measure this checkout against taskiq "
         f"{BASELINE_VERSION} and other packages. Each run is a process of its own, "
         "what is compared takes turns, and the tables show medians. The first run "
-        "makes virtual environments in .benchmarks/. Servers, postgres and growth "
-        "need Redis, RabbitMQ and PostgreSQL on this machine.",
+        "makes virtual environments in .benchmarks/. Servers, postgres, growth and "
+        "bulk need Redis, RabbitMQ, NATS and PostgreSQL on this machine, peers and "
+        "waiting a redis-server on the PATH.",
     )
     parser.add_argument(
         "tables",

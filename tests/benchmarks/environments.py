@@ -22,11 +22,22 @@ CACHE = CHECKOUT / ".benchmarks"
 BASELINE_VERSION = RELEASED_VERSION
 
 #: What an environment of a taskiq has besides it, for the tables with servers.
-PLUGINS = ("taskiq-redis>=1.2", "taskiq-aio-pika>=0.6", "asyncpg>=0.30")
+PLUGINS = (
+    "taskiq-redis>=1.2",
+    "taskiq-aio-pika>=0.6",
+    "taskiq-nats>=0.7",
+    "taskiq-postgres[asyncpg]>=0.9",
+    "asyncpg>=0.30",
+    "hiredis>=3",
+    "uvloop>=0.21",
+)
 #: Environments without a taskiq.
 PEERS = {
     "async-batcher": ("async-batcher==0.2.2",),
-    "celery-batches": ("celery-batches==0.11", "celery[redis]>=5.5"),
+    "celery-batches": ("celery-batches==0.11", "celery[redis]>=5.5", "hiredis>=3"),
+    "saq": ("saq[hiredis]==0.26.4", "typing-extensions>=4", "uvloop>=0.21"),
+    "arq": ("arq==0.28.0", "hiredis>=3", "uvloop>=0.21"),
+    "streaq": ("streaq==7.2.0", "uvloop>=0.21"),
     "plots": ("matplotlib>=3.9",),
 }
 

@@ -23,6 +23,6 @@ class Options:
     environments: Environments
     only: tuple[str, ...] = ()
 
-    def scaled(self, count: int) -> int:
+    def scaled(self, count: float) -> int:
         """A number of messages, as it was asked for; a whole number of hundreds."""
         return max(int(count * self.scale) // 100, 1) * 100

@@ -11,6 +11,9 @@ import pytest
 import taskiq
 from taskiq import __main__ as cli
 from taskiq.abc.cmd import TaskiqCMD
+from taskiq.cli.commands import load_commands
+from taskiq.cli.health.cmd import HealthCMD
+from taskiq.cli.inspect.cmd import InspectCMD
 from taskiq.cli.scheduler.cmd import SchedulerCMD
 from taskiq.cli.worker.cmd import WorkerCMD
 
@@ -110,9 +113,9 @@ WORKER_FLAGS = (
     "--receiver --receiver_arg --log-format --workers -w --no-parse "
     "--no-propagate-errors --max-threadpool-threads --shutdown-timeout --reload -r "
     "--reload-dir --do-not-use-gitignore --max-async-tasks --max-async-tasks-jitter "
-    "--max-prefetch --max-fails --ack-type --max-tasks-per-child "
+    "--max-prefetch --max-fails --fail-fast --ack-type --max-tasks-per-child "
     "--wait-tasks-timeout --hardkill-count --use-process-pool "
-    "--max-process-pool-processes"
+    "--max-process-pool-processes --health-file --health-port"
 )
 SCHEDULER_FLAGS = "--skip-first-run --update-interval --loop-interval --send-timeout"
 
@@ -121,7 +124,7 @@ def test_a_command_that_cannot_be_imported_is_printed_and_skipped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     missing = EntryPoint("missing", "no_such_module:CMD", "taskiq_cli")
-    commands = cli.load_commands([missing, entry("record", "RecordingCMD")])
+    commands = load_commands([missing, entry("record", "RecordingCMD")])
     assert list(commands) == ["record"]
     output = capsys.readouterr().out
     assert "no_such_module:CMD" in output
@@ -130,15 +133,17 @@ def test_a_command_that_cannot_be_imported_is_printed_and_skipped(
 
 def test_other_classes_are_skipped_and_other_objects_refused() -> None:
     other = EntryPoint("other", "decimal:Decimal", "taskiq_cli")
-    assert cli.load_commands([other]) == {}
+    assert load_commands([other]) == {}
     with pytest.raises(TypeError):
-        cli.load_commands([entry("function", "not_a_class")])
+        load_commands([entry("function", "not_a_class")])
 
 
-def test_the_worker_and_the_scheduler_are_installed() -> None:
+def test_its_subcommands_are_installed() -> None:
     found = {point.name: point.load() for point in entry_points(group="taskiq_cli")}
     assert found["worker"] is WorkerCMD
     assert found["scheduler"] is SchedulerCMD
+    assert found["health"] is HealthCMD
+    assert found["inspect"] is InspectCMD
     assert all(command.short_help for command in found.values())
     [script] = entry_points(group="console_scripts", name="taskiq")
     assert script.load() is cli.main
@@ -160,7 +165,7 @@ def test_help_shows_exactly_the_flags_there_are(command: list[str], flags: str) 
         check=True,
         text=True,
     )
-    assert done.stdout.startswith(f"usage: {(command or ['taskiq'])[0]} ")
+    assert done.stdout.startswith(f"usage: {' '.join(['taskiq', *command])} ")
     shown = re.findall(
         r"(?<![\w`-])--?[a-zA-Z][\w-]*", done.stdout.partition("options:")[2]
     )

@@ -52,7 +52,7 @@ class PlayedProcess:
 
     def __init__(self, target: Any, name: str, args: Any, daemon: bool) -> None:
         self.name = name
-        self.function, self.args = args
+        self.function, self.args, self.to_main = args
         self.daemon = daemon
         self.pid: int | None = None
         self.exitcode: int | None = None

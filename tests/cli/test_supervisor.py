@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskiq.cli.worker.supervisor import (
+    CANNOT_START,
     RELOAD_PATIENCE,
     SHORTEST_LIFE,
     TOO_MANY_FAILURES,
@@ -371,3 +372,69 @@ def test_whatever_happens_every_worker_is_staffed_or_all_end(
             crew.go_on(RELOAD_PATIENCE)
         untold = [crew.worker_of[pid] for pid, force in crew.told.items() if not force]
         assert sorted(untold) == [0, 1, 2]
+
+
+# -- Processes that cannot start ---------------------------------------------------
+
+
+def crew_that_gives_up(workers: int, after: int | None = 3) -> Crew:
+    crew = Crew(workers)
+    crew.supervisor = Supervisor(workers, -1, 3, KILL_AFTER, after)
+    crew.told.clear()
+    crew.go_on()
+    return crew
+
+
+def fail_to_start(crew: Crew, worker: int) -> float | None:
+    """Let the latest process of a worker die, and its successor start."""
+    pid = max(pid for pid in crew.told if crew.worker_of[pid] == worker)
+    delay = crew.exit(pid, 1)
+    crew.go_on(delay or 0)
+    return delay
+
+
+def test_the_third_process_in_a_row_that_cannot_start_ends_all() -> None:
+    crew = crew_that_gives_up(2)
+    assert fail_to_start(crew, 0)
+    assert fail_to_start(crew, 0)
+    assert fail_to_start(crew, 1)
+    assert fail_to_start(crew, 0) is None
+    assert list(crew.told.values()) == [SOFT]
+    assert crew.supervisor.status == CANNOT_START
+
+
+def test_a_process_that_has_started_begins_the_row_anew() -> None:
+    crew = crew_that_gives_up(1)
+    for _ in range(2):
+        assert fail_to_start(crew, 0)
+        assert fail_to_start(crew, 0)
+        crew.supervisor.imported(max(crew.told))
+        assert fail_to_start(crew, 0)
+    assert not crew.supervisor.is_ending
+
+
+def test_a_process_that_ran_for_a_minute_need_not_say_that_it_has_started() -> None:
+    crew = crew_that_gives_up(1)
+    for _ in range(4):
+        crew.now += 60
+        assert fail_to_start(crew, 0)
+
+
+def test_without_a_limit_it_is_tried_for_ever() -> None:
+    crew = crew_that_gives_up(1, after=None)
+    assert all(fail_to_start(crew, 0) for _ in range(10))
+
+
+def test_what_no_other_process_could_do_either_ends_all_at_once() -> None:
+    crew = crew_that_gives_up(2)
+    assert crew.supervisor.exited(min(crew.told), 2, crew.now, fatal_status=2) is None
+    assert crew.supervisor.is_ending
+    assert crew.supervisor.status == 2
+
+
+def test_it_ends_no_process_that_runs_an_application_of_before() -> None:
+    crew = crew_that_gives_up(2)
+    first, second = sorted(crew.told)
+    crew.supervisor.imported(first)
+    assert crew.supervisor.exited(second, 2, crew.now, fatal_status=2)
+    assert not crew.supervisor.is_ending

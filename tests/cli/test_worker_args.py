@@ -40,6 +40,9 @@ EVERY_FLAG: dict[str, tuple[list[str], object]] = {
     "wait_tasks_timeout": (["--wait-tasks-timeout", "1.5"], 1.5),
     "hardkill_count": (["--hardkill-count", "11"], 11),
     "use_process_pool": (["--use-process-pool"], True),
+    "fail_fast": (["--fail-fast"], True),
+    "health_file": (["--health-file", "health"], "health"),
+    "health_port": (["--health-port", "8080"], 8080),
 }
 
 

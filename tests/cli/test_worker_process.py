@@ -119,7 +119,7 @@ while True:
 
     assert worker.wait() == 0
     assert not hub.all("startup")
-    worker.wait_for_line("worker-0 .* ended: exit code 0")
+    worker.wait_for_line("All workers have ended")
     assert "Traceback" not in worker.output
 
 
@@ -216,7 +216,7 @@ def test_signals_beyond_the_hard_kill_count_give_up_running_tasks(
     assert not hub.all("cancelled")
     worker.signal_all(SIGINT)
 
-    assert worker.wait() == 0
+    assert worker.wait() == 1
     assert hub.all("cancelled")
     assert hub.all("shutdown")
     assert not hub.all("ack")
@@ -233,7 +233,7 @@ def test_a_child_stuck_in_blocking_code_is_killed(hub: Hub, run: Run) -> None:
     worker.wait_for_line("scheduled for shutdown")
     worker.signal(SIGINT)
 
-    assert worker.wait() == 0
+    assert worker.wait() == 1
     worker.wait_for_line("worker-0 .* killed by SIGKILL")
 
 
@@ -270,7 +270,7 @@ def test_sighup_replaces_every_child_and_loses_no_task(hub: Hub, run: Run) -> No
 
 
 def test_a_shutdown_does_not_wait_for_a_reload(hub: Hub, run: Run) -> None:
-    worker = run("--workers=2")
+    worker = run("--workers=2", "--log-level=DEBUG")
     hub.wait_for_listeners(2)
     first = next(n for n, line in enumerate(hub.listening) if line.name == "worker-0")
     hub.send("hold", to=first)
@@ -311,17 +311,6 @@ def test_too_many_failures_stop_the_remaining_children(hub: Hub, run: Run) -> No
     worker.wait_for_line("More than 1 failures")
 
 
-def test_a_child_that_cannot_import_its_broker_says_so_and_is_tried_again(
-    run: Run,
-) -> None:
-    worker = run("--workers=1", "--max-fails=2", broker="worker_app:nothing")
-    assert worker.wait() == 255
-    assert len(worker.children) == 3
-    worker.wait_for_line("This worker cannot start", 3)
-    worker.wait_for_line("'worker_app:nothing' is neither an AsyncBroker nor", 3)
-    worker.wait_for_line("is started again in 0.[1-9] s", 2)
-
-
 def test_a_child_that_has_run_its_number_of_tasks_is_no_failure(
     hub: Hub,
     run: Run,
@@ -347,7 +336,9 @@ def test_a_failing_listener_is_restarted_in_its_process(hub: Hub, run: Run) -> N
     task_id = hub.send("echo", 5)
     hub.wait_for("ack", id=task_id)
 
-    assert len(hub.all("startup")) == len(worker.children) == 1
+    assert len(worker.children) == 1
+    # Its broker is connected anew before.
+    assert len(hub.all("startup")) == 2
     worker.wait_for_line("The listener failed, it is started again in 0.1 s")
     assert worker.stop() == 0
 
@@ -467,7 +458,7 @@ def test_a_pool_process_finishes_its_task_when_all_processes_are_signalled(
     hub.wait(lambda: hub.held)
 
     worker.signal_all(SIGTERM)
-    worker.wait_for_line("Waiting for 1 running tasks")
+    worker.wait_for_line("Waiting for 1 running task to complete")
     hub.let_go()
 
     assert worker.wait() == 0
@@ -475,7 +466,7 @@ def test_a_pool_process_finishes_its_task_when_all_processes_are_signalled(
     assert result["value"] not in worker.children
     assert hub.all("ack", id=task_id)
     assert "Traceback" not in worker.output
-    worker.wait_for_line("worker-0 .* ended: exit code 0")
+    worker.wait_for_line("All workers have ended")
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
@@ -497,7 +488,7 @@ def test_no_pool_process_outlives_a_hard_kill(
 
     worker.signal_all(SIGINT)
 
-    assert worker.wait() == 0
+    assert worker.wait() == 1
     assert not hub.all("ack")
     assert hub.all("shutdown")
 

@@ -17,9 +17,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from taskiq import AckableMessage
+from taskiq import AckableMessage, TaskiqEvents
 from taskiq.acks import AcknowledgeType
 from taskiq.cli.common_args import LogLevel
+from taskiq.cli.finding import StartError
 from taskiq.cli.worker import run
 from taskiq.cli.worker.args import WorkerArgs
 from taskiq.cli.worker.executors import DONE, STOPPING, WORKING, Pool, must_end
@@ -170,28 +171,36 @@ def test_every_option_of_the_receiver_is_passed_by_keyword() -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"app": "no_such_module:broker"}, "No module named 'no_such_module'"),
-        ({"app": f"{__name__}:HANG"}, "is neither an AsyncBroker nor a function"),
+        ({"app": "no_such_module:broker"}, "there is no module 'no_such_module'"),
+        ({"app": f"{__name__}:HANG"}, "is neither of type AsyncBroker nor a function"),
         ({"receiver": "decimal:Decimal"}, "is no subclass of taskiq.receiver.Receiver"),
-        ({"max_threadpool_threads": 0}, "max_workers must be greater than 0"),
     ],
 )
-def test_a_worker_that_cannot_start_says_why_and_ends_with_status_1(
+def test_what_is_named_wrongly_is_no_reason_to_try_again(
     settings: dict[str, Any],
     reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(StartError, match=reason) as caught:
+        start_listen(args_for(**settings))
+    assert caught.value.status == 2
+    assert not [r for r in caplog.records if r.levelname == "ERROR"]
+
+
+def test_a_worker_that_cannot_start_says_why_and_ends_with_status_1(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loop = asyncio.new_event_loop()
     monkeypatch.setattr(run, "_new_event_loop", lambda: loop)
     with pytest.raises(SystemExit) as caught:
-        start_listen(args_for(**settings))
+        start_listen(args_for(max_threadpool_threads=0))
     assert loop.is_closed()
     assert caught.value.code == 1
     [record] = [r for r in caplog.records if r.levelname == "ERROR"]
     assert record.name == "taskiq.worker"
     assert record.getMessage() == "This worker cannot start."
-    assert reason in caplog.text
+    assert "max_workers must be greater than 0" in caplog.text
 
 
 def test_an_argument_of_the_receiver_that_is_given_already_is_an_error(
@@ -205,16 +214,53 @@ def test_an_argument_of_the_receiver_that_is_given_already_is_an_error(
     assert app.log == ["shutdown"]
 
 
-def test_a_broker_that_cannot_start_is_shut_down_and_left_to_the_main_process() -> None:
+def test_a_broker_that_cannot_start_is_shut_down_if_the_worker_is_to_fail_fast() -> (
+    None
+):
     app = EndingBroker()
     app.startup_error = ConnectionError("nobody there")
-    with pytest.raises(SystemExit) as caught:
-        start_listen(args_for(app))
-    assert caught.value.code == 1
+    with pytest.raises(StartError) as caught:
+        start_listen(args_for(app, fail_fast=True))
+    assert str(caught.value) == (
+        "Cannot start the broker: ConnectionError: nobody there"
+    )
+    assert caught.value.status == 1
     assert app.log == ["startup", "shutdown"]
 
 
-def test_a_listener_that_fails_is_started_again_but_not_its_broker() -> None:
+def test_a_broker_that_cannot_start_is_tried_again_in_the_process() -> None:
+    class LateBroker(EndingBroker):
+        async def startup(self) -> None:
+            await super().startup()
+            if self.log.count("startup") < 3:
+                raise ConnectionError("nobody there")
+
+    app = LateBroker()
+    start_listen(args_for(app))
+    again = ["shutdown", "startup"]
+    assert app.log == ["startup", *again, *again, "shutdown"]
+
+
+def test_a_startup_handler_that_fails_is_left_to_the_main_process() -> None:
+    class QuietBroker(QueueBroker):
+        is_shut_down = False
+
+        async def shutdown(self) -> None:
+            self.is_shut_down = True
+
+    app = QuietBroker()
+
+    @app.on_event(TaskiqEvents.WORKER_STARTUP)
+    def fail(_: object) -> None:
+        raise LookupError("no settings")
+
+    with pytest.raises(SystemExit) as caught:
+        start_listen(args_for(app))
+    assert caught.value.code == 1
+    assert app.is_shut_down
+
+
+def test_a_listener_that_fails_is_started_again_and_its_broker_reconnected() -> None:
     class FailingBroker(EndingBroker):
         async def listen(self) -> AsyncGenerator[bytes | AckableMessage, None]:
             self.log.append("listen")
@@ -225,7 +271,8 @@ def test_a_listener_that_fails_is_started_again_but_not_its_broker() -> None:
 
     app = FailingBroker()
     start_listen(args_for(app))
-    assert app.log == ["startup", "listen", "listen", "shutdown"]
+    reconnected = ["shutdown", "startup"]
+    assert app.log == ["startup", "listen", *reconnected, "listen", "shutdown"]
 
 
 def test_what_the_application_leaves_running_is_cancelled() -> None:
@@ -267,7 +314,7 @@ def test_a_signal_wakes_a_loop_that_waits_for_nothing_else() -> None:
     finish = asyncio.Event()
 
     async def wait() -> None:
-        handle_signals(loop, soft=finish.set, hard=finish.set)
+        handle_signals(loop, soft=finish.set, hard=finish.set, at_once=lambda: None)
         hang_guard = loop.call_later(5, finish.set)
         await finish.wait()
         hang_guard.cancel()
@@ -280,7 +327,7 @@ def test_a_signal_wakes_a_loop_that_waits_for_nothing_else() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals to itself")
 def test_a_signal_is_ignored_once_the_loop_is_closed() -> None:
     loop = asyncio.new_event_loop()
-    handle_signals(loop, soft=loop.stop, hard=loop.stop)
+    handle_signals(loop, soft=loop.stop, hard=loop.stop, at_once=lambda: None)
     close_without_handlers(loop)
     for signum in SOFT:
         signal.raise_signal(signum)
@@ -410,11 +457,11 @@ class Stubborn(QueueBroker):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, ["INFO"]),
-        ({"returns": 5}, ["INFO", "INFO"]),
-        ({"error": OSError("broken")}, ["INFO", "WARNING"]),
-        ({"error": asyncio.CancelledError()}, ["INFO", "WARNING"]),
-        ({"hangs": True}, ["INFO", "WARNING"]),
+        ({}, []),
+        ({"returns": 5}, ["INFO"]),
+        ({"error": OSError("broken")}, ["WARNING"]),
+        ({"error": asyncio.CancelledError()}, ["WARNING"]),
+        ({"hangs": True}, ["WARNING"]),
     ],
 )
 async def test_whatever_the_broker_does_at_its_shutdown_is_logged_not_raised(

@@ -83,10 +83,6 @@ def make_broker() -> AsyncBroker:
     return broker
 
 
-def nothing() -> None:
-    """What is no broker."""
-
-
 @broker.task("echo")
 async def echo(value: int) -> dict[str, Any]:
     return {"value": value, "pid": os.getpid()}

@@ -10,36 +10,46 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import nats
-from nats.errors import NoServersError
+import taskiq_nats
+import taskiq_redis
 from nats.js.api import ConsumerConfig, StreamConfig
 from nats.js.errors import NotFoundError
 from redis.asyncio import Redis
 from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
-from taskiq_nats import PullBasedJetStreamBroker, PushBasedJetStreamBroker
-from taskiq_redis import (
-    ListQueueBroker,
-    RedisAsyncResultBackend,
-    RedisStreamBroker,
-)
 
-from taskiq import AsyncBroker
+from taskiq import AsyncBroker, AsyncResultBackend
+from taskiq.adapters import nats as adapted_nats
+from taskiq.adapters import postgres as adapted_asyncpg
+from taskiq.adapters import redis as adapted_redis
 from tests.interop import lines as servers
+from tests.plugins.servers import NATS, POSTGRES, sql_name
 
-Line: TypeAlias = Literal["redis", "redis-list", "rabbitmq", "nats-push", "nats-pull"]
+#: On those named adapted, brokers and result backends are adapters of the plugins.
+Line: TypeAlias = Literal[
+    "redis",
+    "redis-adapted",
+    "redis-list",
+    "rabbitmq",
+    "nats-push",
+    "nats-pull",
+    "nats-pull-adapted",
+    "postgres-adapted",
+]
 
 LINES: Final[tuple[Line, ...]] = get_args(Line)
 #: Those whose messages can be acknowledged; the others lose what a killed worker held.
 ACKNOWLEDGING: Final = tuple(line for line in LINES if line != "redis-list")
-NATS = os.environ.get("TASKIQ_TEST_NATS_URL") or "nats://127.0.0.1:4222"
 URLS: Final[dict[Line, str]] = {
     "redis": servers.REDIS,
+    "redis-adapted": servers.REDIS,
     "redis-list": servers.REDIS,
     "rabbitmq": servers.RABBITMQ,
-    "nats-push": NATS,
-    "nats-pull": NATS,
+    "nats-push": NATS.url,
+    "nats-pull": NATS.url,
+    "nats-pull-adapted": NATS.url,
+    "postgres-adapted": POSTGRES.url,
 }
 _VARIABLE: Final = "TASKIQ_FAULTS"
-_PATIENCE: Final = 5.0
 
 #: Seconds after which results that a killed run left behind are gone.
 _EXPIRY: Final = 3600
@@ -93,14 +103,16 @@ class Settings:
 def make_broker(settings: Settings) -> AsyncBroker:
     """Make the broker of a line; nothing else differs between the lines."""
     name, url = settings.name, settings.url
-    results: RedisAsyncResultBackend[Any] = RedisAsyncResultBackend(
+    is_adapted = settings.line.endswith("adapted")
+    redis: Any = adapted_redis if is_adapted else taskiq_redis
+    results: AsyncResultBackend[Any] = redis.RedisAsyncResultBackend(
         settings.results_url,
         prefix_str=name,
         result_ex_time=_EXPIRY,
     )
     made: AsyncBroker
-    if settings.line == "redis":
-        made = RedisStreamBroker(
+    if settings.line in {"redis", "redis-adapted"}:
+        made = redis.RedisStreamBroker(
             url,
             queue_name=f"{name}-stream",
             consumer_group_name=f"{name}-group",
@@ -112,7 +124,7 @@ def make_broker(settings: Settings) -> AsyncBroker:
             unacknowledged_lock_timeout=settings.redelivery,
         )
     elif settings.line == "redis-list":
-        made = ListQueueBroker(url, queue_name=f"{name}-list")
+        made = redis.ListQueueBroker(url, queue_name=f"{name}-list")
     elif settings.line == "rabbitmq":
         made = AioPikaBroker(
             url,
@@ -123,6 +135,8 @@ def make_broker(settings: Settings) -> AsyncBroker:
             dead_letter_queue=Queue(name=f"{name}-dead"),
             delay_queue=Queue(name=f"{name}-delay"),
         )
+    elif settings.line == "postgres-adapted":
+        made = _make_postgres_broker(settings)
     else:
         made = _make_nats_broker(settings)
     return made.with_result_backend(results)
@@ -130,12 +144,12 @@ def make_broker(settings: Settings) -> AsyncBroker:
 
 def _make_nats_broker(settings: Settings) -> AsyncBroker:
     name = settings.name
-    kind = (
-        PushBasedJetStreamBroker
-        if settings.line == "nats-push"
-        else PullBasedJetStreamBroker
-    )
-    return kind(
+    kinds: dict[str, Any] = {
+        "nats-push": taskiq_nats.PushBasedJetStreamBroker,
+        "nats-pull": taskiq_nats.PullBasedJetStreamBroker,
+        "nats-pull-adapted": adapted_nats.PullBasedJetStreamBroker,
+    }
+    broker: AsyncBroker = kinds[settings.line](
         settings.url,
         subject=f"{name}.tasks",
         stream_name=name,
@@ -149,6 +163,16 @@ def _make_nats_broker(settings: Settings) -> AsyncBroker:
         pull_consume_batch=100,
         pull_consume_timeout=0.2,
     )
+    return broker
+
+
+def _make_postgres_broker(settings: Settings) -> AsyncBroker:
+    name = sql_name(settings.name)
+    broker = adapted_asyncpg.AsyncpgBroker(
+        settings.url, channel_name=f"{name}_channel", table_name=f"{name}_messages"
+    )
+    broker.idle_timeout = int(settings.redelivery * 1000)
+    return broker
 
 
 @functools.cache
@@ -158,20 +182,8 @@ def unavailable(line: Line) -> str | None:
         return servers.unavailable("redis")
     if line == "rabbitmq":
         return servers.unavailable("rabbitmq")
-    try:
-        asyncio.run(_open_and_close())
-    except (OSError, NoServersError) as error:
-        return f"NATS does not answer at {NATS}: {error!r}"
-    return servers.unavailable("redis")
-
-
-async def _open_and_close() -> None:
-    connection = await nats.connect(
-        NATS,
-        allow_reconnect=False,
-        connect_timeout=int(_PATIENCE),
-    )
-    await connection.close()
+    server = POSTGRES if line.startswith("postgres") else NATS
+    return server.unavailable() or servers.unavailable("redis")
 
 
 async def remove(settings: Settings) -> None:
@@ -183,6 +195,8 @@ async def remove(settings: Settings) -> None:
                 await redis.unlink(*keys[start : start + 1000])
     if settings.line == "rabbitmq":
         await servers.delete_queues(settings.name)
+    elif settings.line.startswith("postgres"):
+        await asyncio.to_thread(POSTGRES.remove, settings.name)
     elif settings.line.startswith("nats"):
         connection = await nats.connect(settings.url)
         try:

@@ -13,6 +13,7 @@ class Proxy:
 
     :param url: of the server.
     :ivar url: the same, by way of the proxy.
+    :ivar passed: bytes that were passed on.
     """
 
     def __init__(self, url: str) -> None:
@@ -20,6 +21,7 @@ class Proxy:
         self._open: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self.url = url
+        self.passed = 0
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -71,6 +73,7 @@ class Proxy:
         try:
             while data := await reader.read(_CHUNK):
                 writer.write(data)
+                self.passed += len(data)
                 await writer.drain()
         except ConnectionError:
             pass  # one end was cut: so is the other

@@ -28,7 +28,7 @@ class OwnServer(ABC):
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._port = _free_port()
+        self._port = free_port()
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -105,15 +105,19 @@ class OwnNats(OwnServer):
 
 
 #: RabbitMQ is missing: its server takes a host name, a cookie and a port mapper that
-#: belong to the whole machine. What a restart does to its clients a cut does, too.
+#: belong to the whole machine. So is PostgreSQL, whose server does not run as root.
+#: What a restart does to their clients a cut does, too.
 OWN_SERVERS: dict[Line, type[OwnServer]] = {
     "redis": OwnRedis,
+    "redis-adapted": OwnRedis,
     "nats-push": OwnNats,
     "nats-pull": OwnNats,
+    "nats-pull-adapted": OwnNats,
 }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Give a port that nobody listens on now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -24,6 +24,7 @@ from .trial import Fault, Outcome, Trial
 
 #: The push consumer is left to the long version: see the guide.
 LINES: tuple[Line, ...] = ("redis", "rabbitmq", "nats-pull")
+ADAPTED: tuple[Line, ...] = ("redis-adapted", "nats-pull-adapted", "postgres-adapted")
 
 
 def small(line: Line, fault: Fault, **settings: Any) -> Trial:
@@ -48,13 +49,13 @@ def run_each(*trials: Trial) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("outcome", trials, indirect=True, ids=str)
 
 
-CUTS = [small(line, "cut") for line in LINES]
+CUTS = [small(line, "cut") for line in (*LINES, *ADAPTED)]
 
 
 # -- Killed, told to end, cut off ----------------------------------------------------
 
 
-@run_each(*[small(line, "sigkill") for line in LINES])
+@run_each(*[small(line, "sigkill") for line in (*LINES, *ADAPTED)])
 def test_killing_worker_processes_loses_nothing(outcome: Outcome) -> None:
     assert "ended: killed by SIGKILL" in outcome.log
 

@@ -1,9 +1,9 @@
 """The tasks, and a broker for them; runs unchanged on both packages.
 
 Environment variables choose the broker: `TASKIQ_INTEROP_LINE` carries the messages
-(`redis` or `rabbitmq`), `TASKIQ_INTEROP_SERIALIZER` is a key of `SERIALIZERS`,
-`TASKIQ_INTEROP_NAME` begins the names of all queues, streams and keys, and
-`TASKIQ_INTEROP_REDIS` and `TASKIQ_INTEROP_RABBITMQ` are the URLs of the servers.
+(`redis`, `adapted-redis` or `rabbitmq`), `TASKIQ_INTEROP_SERIALIZER` is a key of
+`SERIALIZERS`, `TASKIQ_INTEROP_NAME` begins the names of all queues, streams and keys,
+and `TASKIQ_INTEROP_REDIS` and `TASKIQ_INTEROP_RABBITMQ` are the URLs of the servers.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import asyncio
 import datetime as dt
 import os
 import uuid
+from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, TypeAlias
 
+import taskiq_redis
 from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
-from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
 from taskiq import (
     AsyncBroker,
@@ -60,19 +61,23 @@ def make_broker() -> AsyncBroker:
     name = os.environ["TASKIQ_INTEROP_NAME"]
     redis = os.environ["TASKIQ_INTEROP_REDIS"]
     serializer = SERIALIZERS[os.environ["TASKIQ_INTEROP_SERIALIZER"]]()
-    results: RedisAsyncResultBackend[Any] = RedisAsyncResultBackend(
+    plugin = redis_plugin()
+    results = plugin.RedisAsyncResultBackend(
         redis, prefix_str=name, result_ex_time=EXPIRY, serializer=serializer
     )
-    made = redis_broker(redis, name)
+    made: AsyncBroker = plugin.RedisStreamBroker(
+        redis, queue_name=f"{name}-stream", consumer_group_name=f"{name}-group"
+    ).with_middlewares(SimpleRetryMiddleware())
     if os.environ["TASKIQ_INTEROP_LINE"] == "rabbitmq":
         made = rabbitmq_broker(os.environ["TASKIQ_INTEROP_RABBITMQ"], name)
     return made.with_result_backend(results).with_serializer(serializer)
 
 
-def redis_broker(url: str, name: str) -> AsyncBroker:
-    return RedisStreamBroker(
-        url, queue_name=f"{name}-stream", consumer_group_name=f"{name}-group"
-    ).with_middlewares(SimpleRetryMiddleware())
+def redis_plugin() -> Any:
+    """Give the plugin, or its adapter if that is asked for and there is one."""
+    if SIDE == "ours" and os.environ["TASKIQ_INTEROP_LINE"] == "adapted-redis":
+        return import_module("taskiq.adapters.redis")
+    return taskiq_redis
 
 
 def rabbitmq_broker(url: str, name: str) -> AsyncBroker:

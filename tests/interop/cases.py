@@ -193,7 +193,12 @@ ERRORS = (
         error="interop.values.RefusedError('no',)",
         chain="while handling builtins.KeyError('k',)",
     ),
-    Case("an exit", "exit_process", error="builtins.SystemExit(3,)"),
+    Case(
+        "an exit",
+        "exit_process",
+        error="builtins.Exception(\"<class 'SystemExit'>((3,))\",)",
+        error_at_released="builtins.SystemExit(3,)",
+    ),
     Case(
         "a rejection",
         "reject",

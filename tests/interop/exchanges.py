@@ -37,17 +37,16 @@ class Pairing:
 
 _SERIALIZERS = ("json", "orjson", "msgpack", "cbor", "pickle")
 _LINES: tuple[Line, ...] = ("redis", "rabbitmq")
-OUR_WORKERS = [
-    Pairing("released", ("ours",), line, serializer)
-    for line in _LINES
-    for serializer in _SERIALIZERS
+_ADAPTED: tuple[Line, ...] = ("adapted-redis",)
+_SPOKEN: list[tuple[Line, str]] = [
+    *((line, serializer) for line in _LINES for serializer in _SERIALIZERS),
+    *((line, "json") for line in _ADAPTED),
 ]
-OUR_CLIENTS = [
-    Pairing("ours", ("released",), line, serializer)
-    for line in _LINES
-    for serializer in _SERIALIZERS
+OUR_WORKERS = [Pairing("released", ("ours",), *spoken) for spoken in _SPOKEN]
+OUR_CLIENTS = [Pairing("ours", ("released",), *spoken) for spoken in _SPOKEN]
+FLEETS = [
+    Pairing("ours", ("ours", "released"), line, "json") for line in (*_LINES, *_ADAPTED)
 ]
-FLEETS = [Pairing("ours", ("ours", "released"), line, "json") for line in _LINES]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import aio_pika
 from redis import Redis
 from redis.exceptions import RedisError
 
-Line: TypeAlias = Literal["redis", "rabbitmq"]
+#: On the adapted one our side uses the adapter of the plugin that the other side has.
+Line: TypeAlias = Literal["redis", "rabbitmq", "adapted-redis"]
 
 REDIS = os.environ.get("TASKIQ_TEST_REDIS_URL") or "redis://127.0.0.1:6379"
 RABBITMQ = (

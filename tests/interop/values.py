@@ -31,6 +31,9 @@ class CodedError(Exception):
 
     def __init__(self, code: int, *, hint: str) -> None:
         super().__init__(f"{code}: {hint}")
+        # Which taskiq 0.13.0 knows nothing of.
+        self.code = code
+        self.body = b"\xff"
 
 
 def describe(value: object) -> str:

@@ -46,7 +46,7 @@ class RetryBroker(QueueBroker):
         runs = 0
         while not self.queue.empty():
             waiting = [self.queue.get_nowait() for _ in range(self.queue.qsize())]
-            deliveries = [self._ackable(each) for each in waiting if each is not None]
+            deliveries = [self.ackable(each) for each in waiting if each is not None]
             await asyncio.gather(*(receiver.callback(each) for each in deliveries))
             runs += len(deliveries)
         return runs

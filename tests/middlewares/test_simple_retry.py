@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Annotated, Any
 
 import pytest
@@ -11,7 +12,6 @@ from taskiq import (
     Context,
     InMemoryBroker,
     NoResultError,
-    SendTaskError,
     TaskiqDepends,
     TaskiqMessage,
     TaskiqResult,
@@ -141,7 +141,7 @@ async def test_each_run_leaves_a_result_if_that_is_wanted() -> None:
     assert broker.backend.saved == ["id"] * 3
 
 
-async def test_at_the_limit_the_error_is_the_result_and_a_warning_says_so(
+async def test_at_the_limit_the_error_is_the_result_and_one_line_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     broker = RetryBroker(SimpleRetryMiddleware(default_retry_count=1))
@@ -151,11 +151,27 @@ async def test_at_the_limit_the_error_is_the_result_and_a_warning_says_so(
     await broker.run_all()
 
     assert isinstance(broker.backend.results["id"].error, ValueError)
-    (record,) = [r for r in caplog.records if r.name == RETRY_LOGGER]
-    assert record.levelno == logging.WARNING
-    assert record.getMessage() == (
-        "Task task with ID id failed. Its limit of 1 runs is reached."
-    )
+    [record] = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert record.levelno == logging.ERROR
+    assert record.exc_info
+    assert "with ID id: ValueError" in record.getMessage()
+    assert record.getMessage().endswith(" (run 1 of 1, not sent again)")
+
+
+async def test_a_failure_that_is_retried_is_one_warning_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker = RetryBroker(SimpleRetryMiddleware(default_retry_count=2))
+    task = always_failing(broker, retry_on_error=True)
+
+    await task.kiq()
+    await broker.run_all()
+
+    warning, error = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert warning.levelno == logging.WARNING
+    assert not warning.exc_info
+    assert warning.getMessage().endswith(" (run 1 of 2, sent again)")
+    assert error.getMessage().endswith(" (run 2 of 2, not sent again)")
 
 
 async def test_a_task_that_wants_no_result_is_not_retried() -> None:
@@ -273,11 +289,11 @@ async def test_a_retry_that_cannot_be_sent_leaves_the_error_as_the_result(
         for r in caplog.records
         if r.name == RETRY_LOGGER and r.levelno == logging.ERROR
     ]
-    assert record.getMessage() == (
-        "Cannot send retry 1 of task task with ID id: its error is its result."
+    assert record.getMessage().startswith(
+        "Cannot send retry 1 of task task with ID id (SendTaskError"
     )
     assert record.exc_info is not None
-    assert isinstance(record.exc_info[1], SendTaskError)
+    assert isinstance(record.exc_info[1], ValueError)
 
 
 async def test_a_retry_that_cannot_be_sent_raises_nothing() -> None:
@@ -303,6 +319,59 @@ async def test_a_label_that_is_no_number_is_named_and_the_error_is_the_result(
     assert isinstance(broker.backend.results["id"].error, ValueError)
     assert broker.acked == ["id"]
     assert "Label max_retries must be a number" in caplog.text
+
+
+@pytest.mark.parametrize("asked_for", [10**9, str(10**30), 2**63])
+def test_a_label_allows_a_thousand_runs_at_most(asked_for: Any) -> None:
+    attempt = attempt_of({"max_retries": asked_for, "_retries": 999}, 3)
+    assert (attempt.limit, attempt.may_retry) == (1000, False)
+
+
+def test_who_runs_a_task_may_allow_more_runs_than_a_label() -> None:
+    labels = {"max_retries": 5000}
+    assert attempt_of(labels, default_limit=2000).limit == 2000
+    assert attempt_of(labels, default_limit=3, own_limit=4000).limit == 4000
+    assert attempt_of({"max_retries": 7}, 2000, own_limit=4000).limit == 7
+
+
+async def test_a_message_cannot_make_itself_run_without_end() -> None:
+    broker = RetryBroker(SimpleRetryMiddleware())
+    labels = {"retry_on_error": True, "max_retries": 10**9}
+    task = always_failing(broker)
+    await task.kicker().with_labels(**labels).kiq()
+    await broker.run_all()
+    assert len(broker.sent) == 1000
+
+
+async def test_a_task_may_be_retried_as_often_as_it_says_where_it_is_registered() -> (
+    None
+):
+    broker = RetryBroker(SimpleRetryMiddleware())
+    task = always_failing(broker, retry_on_error=True, max_retries=1100)
+    await task.kiq()
+    await broker.run_all()
+    assert len(broker.sent) == 1100
+
+
+@pytest.mark.parametrize("label", ["_retries", "max_retries"])
+@pytest.mark.parametrize("value", [math.inf, math.nan, "inf", "many", [1]])
+def test_a_count_that_is_no_whole_number_is_refused_by_name(
+    label: str,
+    value: Any,
+) -> None:
+    with pytest.raises(ValueError, match=f"Label {label} must be a number"):
+        attempt_of({label: value}, 3)
+
+
+async def test_a_message_that_counts_less_than_no_retries_is_not_retried(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker = RetryBroker(SimpleRetryMiddleware())
+    labels = {"retry_on_error": True, "_retries": -(10**9)}
+    await always_failing(broker).kicker().with_labels(**labels).kiq()
+    await broker.run_all()
+    assert len(broker.sent) == 1
+    assert "Label _retries must not be negative" in caplog.text
 
 
 async def test_a_middleware_has_no_broker_before_it_is_given_one() -> None:

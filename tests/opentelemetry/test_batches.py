@@ -639,7 +639,7 @@ async def test_open_groups_are_told_to_a_reader_in_another_thread(
     broker = InMemoryBroker().with_middlewares(telemetry.middleware())
     task = keyed_of(broker)
     await task.kiq(1)
-    await asyncio.wait(broker._joining_tasks)
+    await asyncio.wait(broker._running_tasks)
     total = await asyncio.to_thread(telemetry.total, "taskiq_batch_open_groups")
     assert total == 1
     await broker.wait_all()

@@ -24,6 +24,7 @@ from taskiq import (
     BrokerMessage,
     Context,
     InMemoryBroker,
+    SendManyError,
     SendTaskError,
     TaskiqDepends,
     TaskiqMessage,
@@ -44,6 +45,7 @@ from taskiq.middlewares.opentelemetry_middleware import (
 from taskiq.receiver import Receiver
 from tests.opentelemetry.telemetry import (
     Telemetry,
+    context_of,
     current_name,
     is_child,
     trace_of,
@@ -558,8 +560,7 @@ class AwayBroker(QueueBroker):
 
 
 def assert_not_sent(span: ReadableSpan) -> None:
-    assert span.status.status_code is StatusCode.ERROR
-    assert span.status.description == "The message could not be sent"
+    assert_failed(span, "away")
 
 
 async def test_a_failed_sending_ends_before_the_next_one_and_is_not_its_parent(
@@ -588,18 +589,83 @@ async def test_a_failed_sending_ends_before_the_next_one_and_is_not_its_parent(
     assert telemetry.total("tasks_sent") == 1
 
 
-async def test_a_failed_sending_ends_with_its_asyncio_task_at_the_latest(
+async def test_each_of_many_sendings_has_a_span_that_ends_before_the_others_are_told(
+    telemetry: Telemetry,
+) -> None:
+    broker = QueueBroker().with_middlewares(telemetry.middleware())
+
+    @broker.task(task_name="t")
+    async def t(item: object) -> None: ...
+
+    with telemetry.tracer.start_as_current_span("request"):
+        with pytest.raises(SendManyError) as caught:
+            await t.kiq_many([1, object(), 3])
+        assert current_name() == "request"
+        spans = telemetry.spans("send/t")
+
+    assert caught.value.unsent == [1]
+    request = telemetry.span("request")
+    assert len(spans) == 3
+    assert all(is_child(span, request) for span in spans)
+    assert_failed(spans[1], "Object of type object is not JSON serializable")
+    sent = [broker.formatter.loads(each.message) for each in broker.take_all()]
+    assert [message.labels["traceparent"].split("-")[2] for message in sent] == [
+        f"{context_of(span).span_id:016x}" for span in (spans[0], spans[2])
+    ]
+    assert telemetry.total("tasks_sent") == 2
+
+
+async def test_a_failed_sending_ends_with_its_error_and_is_current_no_more(
     telemetry: Telemetry,
 ) -> None:
     broker = AwayBroker().with_middlewares(telemetry.middleware())
 
     @broker.task(task_name="t")
+    async def t(value: object = None) -> None: ...
+
+    with telemetry.tracer.start_as_current_span("request"):
+        with pytest.raises(SendTaskError):
+            await t.kiq()
+        assert current_name() == "request"
+        with pytest.raises(SendTaskError):
+            await t.kiq(object())
+        assert current_name() == "request"
+        away, unsendable = telemetry.spans("send/t")
+    assert_not_sent(away)
+    assert unsendable.status.status_code is StatusCode.ERROR
+    assert telemetry.points("tasks_sent") == []
+
+
+class FailingAfterwards(TaskiqMiddleware):
+    """Raises when the message has left."""
+
+    def post_send(self, message: TaskiqMessage) -> None:
+        raise PermissionError
+
+
+async def test_a_sending_that_nobody_ended_ends_before_the_next_one(
+    telemetry: Telemetry,
+) -> None:
+    broker = QueueBroker().with_middlewares(
+        telemetry.middleware(),
+        FailingAfterwards(),
+    )
+
+    @broker.task(task_name="t")
     async def t() -> None: ...
 
-    sending = asyncio.create_task(t.kiq())
-    await asyncio.wait([sending])
-    assert isinstance(sending.exception(), SendTaskError)
-    assert_not_sent(telemetry.span("send/t"))
+    async def send_twice() -> None:
+        for _ in range(2):
+            with contextlib.suppress(PermissionError):
+                await t.kiq()
+
+    with telemetry.tracer.start_as_current_span("request"):
+        await asyncio.wait([asyncio.create_task(send_twice())])
+    first, second = telemetry.spans("send/t")
+    request = telemetry.span("request")
+    for span in (first, second):
+        assert span.status.description == "The message could not be sent"
+        assert is_child(span, request)
 
 
 async def test_a_failed_sending_in_a_task_leaves_the_span_of_the_task_alone(
@@ -845,3 +911,24 @@ def test_a_middleware_without_providers_uses_the_global_ones(
     middleware = OpenTelemetryMiddleware(meter_provider=telemetry.meter_provider)
     middleware.post_send(middleware.pre_send(message_of()))
     assert telemetry.span("send/t").end_time is not None
+
+
+async def test_a_span_tells_that_its_message_is_given_back_or_dead(
+    telemetry: Telemetry,
+) -> None:
+    broker = InMemoryBroker().with_middlewares(telemetry.middleware())
+
+    @broker.task("t", max_deliveries=2, on_failure="requeue")
+    async def failing() -> None:
+        raise ValueError
+
+    await failing.kiq()
+    await broker.wait_all()
+    told = [
+        dict(event.attributes or {})
+        for span in telemetry.spans("execute/t")
+        for event in span.events
+        if event.name == "taskiq.ending"
+    ]
+    assert [each["taskiq.ending"] for each in told] == ["given_back", "dead_lettered"]
+    assert [each["taskiq.deliveries"] for each in told] == [1, 2]

@@ -8,34 +8,21 @@ meet and each can be removed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import taskiq_nats
+import taskiq_pg.asyncpg as taskiq_asyncpg
+import taskiq_redis
 from nats.js.api import ConsumerConfig, StreamConfig
 from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
-from taskiq_nats import (
-    NatsBroker,
-    NATSKeyValueScheduleSource,
-    NATSObjectStoreResultBackend,
-    PullBasedJetStreamBroker,
-    PushBasedJetStreamBroker,
-)
-from taskiq_pg.asyncpg import (
-    AsyncpgBroker,
-    AsyncpgResultBackend,
-    AsyncpgScheduleSource,
-)
-from taskiq_redis import (
-    ListQueueBroker,
-    ListRedisScheduleSource,
-    PubSubBroker,
-    RedisAsyncResultBackend,
-    RedisStreamBroker,
-)
 
 from taskiq import AsyncBroker, AsyncResultBackend, ScheduleSource
+from taskiq.adapters import nats as adapted_nats
+from taskiq.adapters import postgres as adapted_asyncpg
+from taskiq.adapters import redis as adapted_redis
 from tests.interop.lines import unacknowledged
 
 from .servers import (
@@ -51,6 +38,8 @@ from .servers import (
 
 #: Seconds after which what a killed test run left in Redis is gone.
 EXPIRY = 600
+#: Milliseconds after which a message that is not acknowledged is taken over.
+HASTE = 1000
 #: More than the tests leave unacknowledged at any time.
 PLENTY = 2000
 
@@ -69,16 +58,18 @@ class Line:
     :ivar keeps: messages wait in the broker while no worker listens. (PostgreSQL keeps
         them, too, but its broker tells of a message once, when it is sent.)
     :ivar delays: the broker understands the label `delay`.
+    :ivar adapts: the name of the line with the plugin itself, if this is its adapter.
     """
 
     name: str
-    make: Callable[[str], AsyncBroker]
+    make: Callable[..., AsyncBroker]
     server: Server
     unfinished: Callable[[str], int] | None = None
-    make_sender: Callable[[str], AsyncBroker] | None = None
+    make_sender: Callable[..., AsyncBroker] | None = None
     make_source: Callable[[AsyncBroker, str], ScheduleSource] | None = None
     keeps: bool = True
     delays: bool = False
+    adapts: str | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -92,28 +83,39 @@ class Line:
         return self.server.unavailable() or REDIS.unavailable()
 
 
-def _redis_results(name: str) -> AsyncResultBackend[Any]:
-    return RedisAsyncResultBackend(REDIS.url, prefix_str=name, result_ex_time=EXPIRY)
+def redis_results(
+    name: str, plugin: Any = taskiq_redis, url: str = REDIS.url, **options: Any
+) -> AsyncResultBackend[Any]:
+    results: AsyncResultBackend[Any] = plugin.RedisAsyncResultBackend(
+        url, prefix_str=name, result_ex_time=EXPIRY, **options
+    )
+    return results
 
 
-def _redis_stream(name: str) -> AsyncBroker:
-    return RedisStreamBroker(
-        REDIS.url, queue_name=f"{name}-stream", consumer_group_name=f"{name}-group"
-    ).with_result_backend(_redis_results(name))
+def redis_stream(
+    name: str, plugin: Any = taskiq_redis, url: str = REDIS.url, **options: Any
+) -> AsyncBroker:
+    broker: AsyncBroker = plugin.RedisStreamBroker(
+        url,
+        queue_name=f"{name}-stream",
+        consumer_group_name=f"{name}-group",
+        **options,
+    )
+    return broker.with_result_backend(redis_results(name, plugin, url))
 
 
-def _redis_list(name: str) -> AsyncBroker:
-    broker = ListQueueBroker(REDIS.url, queue_name=f"{name}-list")
-    return broker.with_result_backend(_redis_results(name))
+def redis_list(name: str, plugin: Any = taskiq_redis) -> AsyncBroker:
+    broker: AsyncBroker = plugin.ListQueueBroker(REDIS.url, queue_name=f"{name}-list")
+    return broker.with_result_backend(redis_results(name, plugin))
 
 
-def _redis_pubsub(name: str) -> AsyncBroker:
-    broker = PubSubBroker(REDIS.url, queue_name=f"{name}-channel")
-    return broker.with_result_backend(_redis_results(name))
+def _redis_pubsub(name: str, plugin: Any = taskiq_redis) -> AsyncBroker:
+    broker: AsyncBroker = plugin.PubSubBroker(REDIS.url, queue_name=f"{name}-channel")
+    return broker.with_result_backend(redis_results(name, plugin))
 
 
 def _redis_source(_: AsyncBroker, name: str) -> ScheduleSource:
-    return ListRedisScheduleSource(REDIS.url, prefix=f"{name}-schedule")
+    return taskiq_redis.ListRedisScheduleSource(REDIS.url, prefix=f"{name}-schedule")
 
 
 def rabbitmq(name: str, qos: int = PLENTY) -> AsyncBroker:
@@ -124,15 +126,22 @@ def rabbitmq(name: str, qos: int = PLENTY) -> AsyncBroker:
         task_queues=[Queue(name=f"{name}-queue")],
         dead_letter_queue=Queue(name=f"{name}-dead"),
         delay_queue=Queue(name=f"{name}-delay"),
-    ).with_result_backend(_redis_results(name))
+    ).with_result_backend(redis_results(name))
 
 
-def _nats_results(name: str) -> AsyncResultBackend[Any]:
-    return NATSObjectStoreResultBackend(NATS.url, bucket_name=f"{name}-results")
+def nats_results(
+    name: str, plugin: Any = taskiq_nats, url: str = NATS.url, **options: Any
+) -> AsyncResultBackend[Any]:
+    results: AsyncResultBackend[Any] = plugin.NATSObjectStoreResultBackend(
+        url, bucket_name=f"{name}-results", **options
+    )
+    return results
 
 
 def _nats_source(_: AsyncBroker, name: str) -> ScheduleSource:
-    return NATSKeyValueScheduleSource(NATS.url, bucket_name=f"{name}-schedules")
+    return taskiq_nats.NATSKeyValueScheduleSource(
+        NATS.url, bucket_name=f"{name}-schedules"
+    )
 
 
 def _jetstream_names(name: str) -> dict[str, Any]:
@@ -143,60 +152,83 @@ def _jetstream_names(name: str) -> dict[str, Any]:
         "stream_config": StreamConfig(
             name=f"{name}-stream", subjects=[f"{name}-subject"]
         ),
+        "consumer_config": ConsumerConfig(max_ack_pending=PLENTY),
     }
 
 
-def _jetstream_push(name: str) -> AsyncBroker:
-    return PushBasedJetStreamBroker(
-        NATS.url,
-        queue=f"{name}-queue",
-        consumer_config=ConsumerConfig(max_ack_pending=PLENTY),
-        **_jetstream_names(name),
-    ).with_result_backend(_nats_results(name))
+def _jetstream_push(name: str, plugin: Any = taskiq_nats) -> AsyncBroker:
+    broker: AsyncBroker = plugin.PushBasedJetStreamBroker(
+        NATS.url, queue=f"{name}-queue", **_jetstream_names(name)
+    )
+    return broker.with_result_backend(nats_results(name, plugin))
 
 
-def _jetstream_pull(name: str) -> AsyncBroker:
-    return PullBasedJetStreamBroker(
-        NATS.url,
-        consumer_config=ConsumerConfig(max_ack_pending=PLENTY),
-        **_jetstream_names(name),
-    ).with_result_backend(_nats_results(name))
+def jetstream_pull(
+    name: str, plugin: Any = taskiq_nats, url: str = NATS.url
+) -> AsyncBroker:
+    broker: AsyncBroker = plugin.PullBasedJetStreamBroker(url, **_jetstream_names(name))
+    return broker.with_result_backend(nats_results(name, plugin, url))
 
 
-def _nats(name: str) -> AsyncBroker:
-    broker = NatsBroker(NATS.url, subject=f"{name}-subject", queue=f"{name}-queue")
-    return broker.with_result_backend(_nats_results(name))
+def nats(name: str, plugin: Any = taskiq_nats) -> AsyncBroker:
+    broker: AsyncBroker = plugin.NatsBroker(
+        NATS.url, subject=f"{name}-subject", queue=f"{name}-queue"
+    )
+    return broker.with_result_backend(nats_results(name, plugin))
 
 
-def _postgres(name: str) -> AsyncBroker:
-    return AsyncpgBroker(
-        POSTGRES.url,
+def postgres_results(
+    name: str, plugin: Any = taskiq_asyncpg, url: str = POSTGRES.url, **options: Any
+) -> AsyncResultBackend[Any]:
+    results: AsyncResultBackend[Any] = plugin.AsyncpgResultBackend(
+        url, table_name=f"{sql_name(name)}_results", **options
+    )
+    return results
+
+
+def postgres(
+    name: str, plugin: Any = taskiq_asyncpg, url: str = POSTGRES.url
+) -> AsyncBroker:
+    broker: AsyncBroker = plugin.AsyncpgBroker(
+        url,
         channel_name=f"{sql_name(name)}_channel",
         table_name=f"{sql_name(name)}_messages",
-    ).with_result_backend(
-        AsyncpgResultBackend(POSTGRES.url, table_name=f"{sql_name(name)}_results")
     )
+    return broker.with_result_backend(postgres_results(name, plugin, url))
 
 
 def _postgres_source(broker: AsyncBroker, name: str) -> ScheduleSource:
     table = f"{sql_name(name)}_schedules"
-    return AsyncpgScheduleSource(broker, POSTGRES.url, table_name=table)
+    return taskiq_asyncpg.AsyncpgScheduleSource(broker, POSTGRES.url, table_name=table)
+
+
+def _adapted(line: Line, plugin: Any, **changes: Any) -> Line:
+    """Give the same line with the adapter in place of the plugin, on both sides."""
+    make_sender = line.make_sender and partial(line.make_sender, plugin=plugin)
+    return replace(
+        line,
+        name=f"adapted-{line.name}",
+        make=partial(line.make, plugin=plugin),
+        make_sender=make_sender,
+        adapts=line.name,
+        **changes,
+    )
 
 
 def _by_name(lines: Iterable[Line]) -> Mapping[str, Line]:
     return MappingProxyType({line.name: line for line in lines})
 
 
-LINES = _by_name(
+_PLUGINS = _by_name(
     [
         Line(
             "redis-stream",
-            _redis_stream,
+            redis_stream,
             REDIS,
             unfinished=partial(unacknowledged, "redis"),
             make_source=_redis_source,
         ),
-        Line("redis-list", _redis_list, REDIS, make_source=_redis_source),
+        Line("redis-list", redis_list, REDIS, make_source=_redis_source),
         Line(
             "redis-pubsub", _redis_pubsub, REDIS, make_source=_redis_source, keeps=False
         ),
@@ -214,20 +246,20 @@ LINES = _by_name(
             unfinished=unfinished_in_jetstream,
             # The broker takes a share of the messages wherever it is started. What this
             # one publishes gets into the stream, too.
-            make_sender=_nats,
+            make_sender=nats,
             make_source=_nats_source,
         ),
         Line(
             "jetstream-pull",
-            _jetstream_pull,
+            jetstream_pull,
             NATS,
             unfinished=unfinished_in_jetstream,
             make_source=_nats_source,
         ),
-        Line("nats", _nats, NATS, make_source=_nats_source, keeps=False),
+        Line("nats", nats, NATS, make_source=_nats_source, keeps=False),
         Line(
             "postgres",
-            _postgres,
+            postgres,
             POSTGRES,
             unfinished=unfinished_in_postgres,
             make_source=_postgres_source,
@@ -237,6 +269,35 @@ LINES = _by_name(
     ]
 )
 
+#: Adapters, where there are any. That of PostgreSQL finds what nobody was told of.
+_ADAPTERS = [
+    _adapted(_PLUGINS["redis-stream"], adapted_redis),
+    _adapted(_PLUGINS["redis-list"], adapted_redis),
+    _adapted(_PLUGINS["redis-pubsub"], adapted_redis),
+    _adapted(_PLUGINS["jetstream-push"], adapted_nats),
+    _adapted(_PLUGINS["jetstream-pull"], adapted_nats),
+    _adapted(_PLUGINS["nats"], adapted_nats),
+    _adapted(_PLUGINS["postgres"], adapted_asyncpg, keeps=True),
+]
+LINES = _by_name([*_PLUGINS.values(), *_ADAPTERS])
+
 #: RabbitMQ as its plugin is by default: ten messages at once, and no more.
 SHORT_RABBITMQ = Line("rabbitmq-qos-10", partial(rabbitmq, qos=10), RABBITMQ)
-ALL = _by_name([*LINES.values(), SHORT_RABBITMQ])
+
+
+def _hasty_stream(name: str) -> AsyncBroker:
+    return redis_stream(name, adapted_redis, idle_timeout=HASTE)
+
+
+def _hasty_postgres(name: str) -> AsyncBroker:
+    broker = postgres(name, adapted_asyncpg)
+    vars(broker)["idle_timeout"] = HASTE
+    return broker
+
+
+#: Adapters that soon take over what a worker that was killed has held.
+HASTY = [
+    replace(LINES["adapted-redis-stream"], name="hasty-stream", make=_hasty_stream),
+    replace(LINES["adapted-postgres"], name="hasty-postgres", make=_hasty_postgres),
+]
+ALL = _by_name([*LINES.values(), SHORT_RABBITMQ, *HASTY])

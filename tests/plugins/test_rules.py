@@ -11,9 +11,9 @@ from signal import SIGTERM
 import pytest
 from taskiq_pipelines import Pipeline
 
-from taskiq import AsyncTaskiqTask, ScheduledTask
+from taskiq import AsyncTaskiqTask, ScheduledTask, gather_results
 from taskiq.depends.progress_tracker import TaskState
-from tests.support.hub import Hub
+from tests.support.hub import HANG, Hub
 
 from .lines import LINES, Line
 from .stage import Client, Stage, result_of, results_of, values_of
@@ -24,6 +24,16 @@ async def test_a_task_is_run_and_its_result_comes_back(client: Client) -> None:
     assert not result.is_err
     assert result.return_value == 42
     assert result.labels == {"number": 3}
+
+
+async def test_many_are_sent_in_one_go_and_their_results_come_back_in_order(
+    client: Client,
+) -> None:
+    kicker = client.kicker("add")
+    handles = await kicker.kiq_many(kicker.call(number, 1) for number in range(300))
+    results = await gather_results(handles, timeout=HANG)
+    assert values_of(results) == list(range(1, 301))
+    assert (await handles[0].wait_result(timeout=HANG)).return_value == 1
 
 
 async def test_a_sync_task_is_run_in_a_thread(client: Client) -> None:

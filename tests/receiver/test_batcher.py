@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,9 @@ from hypothesis.stateful import (
 )
 
 from taskiq.batch import BatchConfig, FlushReason
-from taskiq.receiver.batcher import MOVES, Batch, Batcher, BatchState
+from taskiq.receiver.batcher import Batch, Batcher, Group
+from taskiq.receiver.placing import exact_weight
+from taskiq.receiver.states import MOVES, BatchState
 from taskiq.testing import ManualClock
 
 if TYPE_CHECKING:
@@ -27,7 +30,35 @@ if TYPE_CHECKING:
 _UNLIMITED = 1000
 
 
-class Bench:
+class Letter(str):
+    """A member, which is told where it stands."""
+
+    group: Group[Letter]
+    weight: int | Decimal = 0
+    batch: Batch[Letter] | None = None
+    is_parked = False
+
+    def joined(self, batch: Batch[Letter]) -> None:
+        self.batch = batch
+        self.bench.admitted.append(self)
+
+    bench: Offering
+
+    def waits(self) -> None:
+        assert self.batch is None
+
+    def parks(self) -> None:
+        assert not self.is_parked
+        self.is_parked = True
+
+    def leave(self) -> None:
+        """Give its place back, if it has one."""
+        batch, self.batch = self.batch, None
+        if batch is not None:
+            batch.release()
+
+
+class Offering:
     """A batcher of one task on a clock of its own, and what it has said so far."""
 
     def __init__(
@@ -45,16 +76,27 @@ class Bench:
             max_buffered=max_buffered,
             **limits,
         )
-        self.admitted: list[str] = []
+        self.offered: list[Letter] = []
+        self.admitted: list[Letter] = []
         self.wakes = 0
-        self.batcher: Batcher[str] = Batcher(
-            self.clock,
-            wake=self._woken,
-            admitted=self.admitted.append,
-        )
+        self.batcher: Batcher[Letter] = Batcher(self.clock, wake=self._woken)
 
     def _woken(self) -> None:
         self.wakes += 1
+
+    def member(
+        self,
+        text: str,
+        group: str = "group",
+        weight: float = 0.0,
+        owner: str = "task",
+    ) -> Letter:
+        """Make a member that is to be offered."""
+        letter = Letter(text)
+        letter.bench = self
+        letter.weight = exact_weight(weight)
+        letter.group = self.batcher.group(owner, self.config, group)
+        return letter
 
     def offer(
         self,
@@ -64,11 +106,20 @@ class Bench:
         owner: str = "task",
     ) -> None:
         """Offer each letter as a member."""
-        for member in members:
-            if self.batcher.offer(owner, self.config, group, member, weight):
-                self.admitted.append(member)
+        for text in members:
+            letter = self.member(text, group, weight, owner)
+            self.offered.append(letter)
+            self.batcher.offer(letter)
 
-    def take(self) -> Batch[str]:
+    def withdraw(self, text: str) -> bool:
+        """Take a member out, and let it give its place back."""
+        letter = self.offered[self.offered.index(Letter(text))]
+        was_waiting = self.batcher.withdraw(letter)
+        if was_waiting:
+            letter.leave()
+        return was_waiting
+
+    def take(self) -> Batch[Letter]:
         batch = self.batcher.take()
         assert batch is not None, "there is no batch to take"
         return batch
@@ -76,12 +127,16 @@ class Bench:
     def take_nothing(self) -> bool:
         return not self.batcher.is_ready and self.batcher.take() is None
 
-    def finish(self, batch: Batch[str]) -> None:
+    def settle(self, batch: Batch[Letter]) -> None:
+        """Let one more member go."""
+        next(letter for letter in batch.members if letter.batch is batch).leave()
+
+    def finish(self, batch: Batch[Letter]) -> None:
         """Run a batch that was taken to its end."""
         batch.move(BatchState.RUNNING)
         self.batcher.call_ended(batch)
-        for _ in batch.members:
-            self.batcher.member_settled(batch)
+        for letter in batch.members:
+            letter.leave()
 
     def left(self) -> list[tuple[str, FlushReason | None]]:
         """Run everything that may start: the members of each call and its reason."""
@@ -100,580 +155,459 @@ class Bench:
 # -- When a batch leaves ------------------------------------------------------------
 
 
-def test_a_full_batch_leaves_at_once() -> None:
-    bench = Bench(size=3)
-    bench.offer("ab")
-    assert not bench.batcher.is_ready
-    bench.offer("c")
-    assert bench.batcher.is_ready
-    assert bench.left() == [("abc", FlushReason.SIZE)]
-    bench.assert_nothing_is_left()
-
-
-def test_a_batch_of_one_never_waits() -> None:
-    bench = Bench(size=1)
-    bench.offer("ab")
-    assert bench.clock.armed == 0
-    assert bench.left() == [("a", FlushReason.SIZE), ("b", FlushReason.SIZE)]
-
-
-def test_what_is_beyond_the_size_is_the_next_batch_of_the_group() -> None:
-    bench = Bench(size=3)
-    bench.offer("abcde")
-    assert bench.left() == [("abc", FlushReason.SIZE)]
-    bench.clock.advance(10)
-    assert bench.left() == [("de", FlushReason.TIMEOUT)]
-
-
-def test_a_batch_leaves_when_its_weight_is_reached() -> None:
-    bench = Bench(max_weight=10)
-    bench.offer("ab", weight=5)
-    assert bench.left() == [("ab", FlushReason.WEIGHT)]
-    bench.assert_nothing_is_left()
-
-
-def test_a_member_that_would_overflow_starts_the_next_batch() -> None:
-    bench = Bench(max_weight=10)
-    bench.offer("ab", weight=4)
-    bench.offer("c", weight=3)
-    assert bench.left() == [("ab", FlushReason.WEIGHT)]
-    bench.clock.advance(10)
-    assert bench.left() == [("c", FlushReason.TIMEOUT)]
-
-
-def test_a_member_heavier_than_the_limit_runs_alone() -> None:
-    bench = Bench(max_weight=10)
-    bench.offer("a", weight=1)
-    bench.offer("b", weight=99)
-    bench.offer("c", weight=1)
-    assert bench.left() == [("a", FlushReason.WEIGHT), ("b", FlushReason.WEIGHT)]
-    bench.clock.advance(10)
-    assert bench.left() == [("c", FlushReason.TIMEOUT)]
-
-
 def test_a_member_that_is_withdrawn_takes_its_weight_with_it() -> None:
-    bench = Bench(max_weight=10)
-    bench.offer("a", weight=8)
-    bench.offer("b", weight=1)
-    assert bench.batcher.withdraw("task", "group", "a", 8)
-    bench.offer("c", weight=8)
-    assert not bench.batcher.is_ready
-    bench.offer("d", weight=1)
-    assert bench.left() == [("bcd", FlushReason.WEIGHT)]
-
-
-def test_the_first_member_waits_no_longer_than_the_timeout() -> None:
-    bench = Bench(timeout=10)
-    bench.offer("a")
-    bench.clock.advance(9.999)
-    assert not bench.batcher.is_ready
-    bench.clock.advance(0.001)
-    assert bench.left() == [("a", FlushReason.TIMEOUT)]
-    bench.assert_nothing_is_left()
-
-
-def test_a_later_member_never_postpones_the_timeout() -> None:
-    bench = Bench(timeout=10, idle_timeout=4)
-    for member in "abcd":
-        bench.offer(member)
-        bench.clock.advance(3)
-    assert bench.left() == [("abcd", FlushReason.TIMEOUT)]
-    assert bench.clock.time() == 12
-
-
-def test_with_a_timeout_of_0_what_is_there_is_the_batch() -> None:
-    bench = Bench(timeout=0)
-    bench.offer("ab")
-    assert bench.clock.armed == 0
-    assert bench.left() == [("ab", FlushReason.TIMEOUT)]
-
-
-def test_a_batch_leaves_when_nobody_joined_for_the_idle_timeout() -> None:
-    bench = Bench(timeout=10, idle_timeout=4)
-    bench.offer("a")
-    bench.clock.advance(3)
-    bench.offer("b")
-    bench.clock.advance(3.999)
-    assert not bench.batcher.is_ready
-    bench.clock.advance(0.001)
-    assert bench.left() == [("ab", FlushReason.IDLE)]
-
-
-def test_the_idle_timeout_counts_from_the_first_member_too() -> None:
-    bench = Bench(timeout=10, idle_timeout=4)
-    bench.offer("a")
-    bench.clock.advance(4)
-    assert bench.left() == [("a", FlushReason.IDLE)]
-
-
-@pytest.mark.parametrize("idle_timeout", [10, 99])
-def test_an_idle_timeout_no_shorter_than_the_timeout_changes_nothing(
-    idle_timeout: float,
-) -> None:
-    bench = Bench(timeout=10, idle_timeout=idle_timeout)
-    bench.offer("a")
-    bench.clock.advance(10)
-    assert bench.left() == [("a", FlushReason.TIMEOUT)]
+    offering = Offering(max_weight=10)
+    offering.offer("a", weight=8)
+    offering.offer("b", weight=1)
+    assert offering.withdraw("a")
+    offering.offer("c", weight=8)
+    assert not offering.batcher.is_ready
+    offering.offer("d", weight=1)
+    assert offering.left() == [("bcd", FlushReason.WEIGHT)]
 
 
 def test_the_first_reason_to_leave_stays() -> None:
-    bench = Bench(size=2, timeout=10)
-    bench.offer("a")
-    bench.clock.advance(10)
-    bench.offer("b")
-    bench.batcher.flush(FlushReason.MANUAL)
-    assert bench.left() == [("ab", FlushReason.TIMEOUT)]
-
-
-def test_a_flush_takes_every_open_batch_and_no_later_one() -> None:
-    bench = Bench()
-    bench.offer("a", group="one")
-    bench.offer("b", group="two")
-    bench.batcher.flush(FlushReason.MANUAL)
-    assert bench.left() == [("a", FlushReason.MANUAL), ("b", FlushReason.MANUAL)]
-    bench.offer("c")
-    assert bench.left() == []
+    offering = Offering(size=2, timeout=10)
+    offering.offer("a")
+    offering.clock.advance(10)
+    offering.offer("b")
+    offering.batcher.flush(FlushReason.MANUAL)
+    assert offering.left() == [("ab", FlushReason.TIMEOUT)]
 
 
 def test_after_a_drain_each_batch_is_due_as_soon_as_it_is_opened() -> None:
-    bench = Bench()
-    bench.offer("a", group="one")
-    bench.batcher.drain(FlushReason.SHUTDOWN)
-    bench.offer("b", group="two")
-    assert bench.clock.armed == 0
-    assert bench.left() == [("a", FlushReason.SHUTDOWN), ("b", FlushReason.SHUTDOWN)]
+    offering = Offering()
+    offering.offer("a", group="one")
+    offering.batcher.drain(FlushReason.SHUTDOWN)
+    offering.offer("b", group="two")
+    assert offering.clock.armed == 0
+    assert offering.left() == [("a", FlushReason.SHUTDOWN), ("b", FlushReason.SHUTDOWN)]
 
 
 def test_after_resume_batches_wait_for_company_again() -> None:
-    bench = Bench()
-    bench.batcher.drain(FlushReason.MANUAL)
-    bench.batcher.resume()
-    bench.offer("a")
-    assert not bench.batcher.is_ready
-    assert bench.clock.armed == 1
-
-
-def test_each_group_is_a_batch_of_its_own() -> None:
-    bench = Bench(size=2)
-    for member, group in zip("abcd", ("one", "two", "one", "two"), strict=True):
-        bench.offer(member, group=group)
-    assert bench.left() == [("ac", FlushReason.SIZE), ("bd", FlushReason.SIZE)]
+    offering = Offering()
+    offering.batcher.drain(FlushReason.MANUAL)
+    offering.batcher.resume()
+    offering.offer("a")
+    assert not offering.batcher.is_ready
+    assert offering.clock.armed == 1
 
 
 def test_equal_groups_of_two_tasks_share_nothing() -> None:
-    bench = Bench(size=2)
-    bench.offer("a", owner="one")
-    bench.offer("b", owner="two")
-    assert not bench.batcher.is_ready
+    offering = Offering(size=2)
+    offering.offer("a", owner="one")
+    offering.offer("b", owner="two")
+    assert not offering.batcher.is_ready
 
 
 # -- Alarms -------------------------------------------------------------------------
 
 
-def test_a_full_batch_takes_its_alarm_with_it() -> None:
-    """The next batch gets its whole wait, not what was left of the last one's."""
-    bench = Bench(size=2, timeout=10)
-    bench.offer("a")
-    bench.clock.advance(9)
-    bench.offer("bc")
-    assert bench.left() == [("ab", FlushReason.SIZE)]
-    bench.clock.advance(9.999)
-    assert not bench.batcher.is_ready
-    bench.clock.advance(0.001)
-    assert bench.left() == [("c", FlushReason.TIMEOUT)]
-
-
-def test_there_is_one_alarm_for_each_open_batch() -> None:
-    bench = Bench(size=100, idle_timeout=4)
-    for _ in range(5):
-        bench.offer("ab", group="one")
-        bench.offer("c", group="two")
-        bench.clock.advance(0.5)
-        assert bench.clock.armed == 2
-    assert bench.batcher.statistics().armed_alarms == 2
-
-
 def test_a_member_that_joins_sets_no_alarm() -> None:
     """Arrivals cost no timer each: the idle alarm is moved on when it rings."""
-    bench = Bench(idle_timeout=4)
-    bench.offer("a")
+    offering = Offering(idle_timeout=4)
+    offering.offer("a")
     asked: list[float] = []
-    call_at = bench.clock.call_at
-    bench.clock.call_at = lambda when, callback: (  # type: ignore[method-assign]
+    call_at = offering.clock.call_at
+    offering.clock.call_at = lambda when, callback: (  # type: ignore[method-assign]
         asked.append(when) or call_at(when, callback)  # type: ignore[func-returns-value]
     )
-    bench.clock.advance(1)
-    bench.offer("b")
-    bench.clock.advance(1)
-    bench.offer("c")
+    offering.clock.advance(1)
+    offering.offer("b")
+    offering.clock.advance(1)
+    offering.offer("c")
     assert asked == []
-    bench.clock.advance(2)
+    offering.clock.advance(2)
     assert asked == [6]
 
 
 def test_a_due_batch_has_no_alarm() -> None:
-    bench = Bench(concurrency=1)
-    bench.offer("a")
-    bench.batcher.flush(FlushReason.MANUAL)
-    assert bench.clock.armed == 0
-    bench.offer("b")
-    assert bench.clock.armed == 0
+    offering = Offering(concurrency=1)
+    offering.offer("a")
+    offering.batcher.flush(FlushReason.MANUAL)
+    assert offering.clock.armed == 0
+    offering.offer("b")
+    assert offering.clock.armed == 0
 
 
 # -- Capacity -----------------------------------------------------------------------
 
 
 def test_at_the_bound_the_oldest_group_leaves() -> None:
-    bench = Bench(max_buffered=3)
-    bench.offer("a", group="old")
-    bench.offer("b", group="young")
-    assert not bench.batcher.is_ready
-    bench.offer("c", group="young")
-    assert bench.left() == [("a", FlushReason.PRESSURE)]
+    offering = Offering(max_buffered=3)
+    offering.offer("a", group="old")
+    offering.offer("b", group="young")
+    assert not offering.batcher.is_ready
+    offering.offer("c", group="young")
+    assert offering.left() == [("a", FlushReason.PRESSURE)]
 
 
 def test_beyond_the_bound_members_wait_to_be_admitted_in_their_order() -> None:
-    bench = Bench(size=2, max_buffered=2)
-    bench.offer("abcde")
-    assert bench.admitted == ["a", "b"]
-    assert bench.batcher.statistics().waiting == 3
-    bench.finish(bench.take())
-    assert bench.admitted == ["a", "b", "c", "d"]
-    bench.finish(bench.take())
-    assert bench.admitted == ["a", "b", "c", "d", "e"]
+    offering = Offering(size=2, max_buffered=2)
+    offering.offer("abcde")
+    assert offering.admitted == ["a", "b"]
+    assert offering.batcher.statistics().waiting == 3
+    offering.finish(offering.take())
+    assert offering.admitted == ["a", "b", "c", "d"]
+    offering.finish(offering.take())
+    assert offering.admitted == ["a", "b", "c", "d", "e"]
 
 
 def test_a_place_is_free_when_its_member_is_settled_not_when_its_call_ends() -> None:
-    bench = Bench(size=2, max_buffered=2)
-    bench.offer("abc")
-    batch = bench.take()
-    bench.batcher.call_ended(batch)
-    assert bench.admitted == ["a", "b"]
-    bench.batcher.member_settled(batch)
-    assert bench.admitted == ["a", "b", "c"]
+    offering = Offering(size=2, max_buffered=2)
+    offering.offer("abc")
+    batch = offering.take()
+    offering.batcher.call_ended(batch)
+    assert offering.admitted == ["a", "b"]
+    offering.settle(batch)
+    assert offering.admitted == ["a", "b", "c"]
 
 
 def test_at_the_bound_nothing_is_flushed_while_no_call_may_start() -> None:
     """The open batch is left to fill: flushed now, it could not start anyway."""
-    bench = Bench(size=2, max_buffered=4, concurrency=1)
-    bench.offer("ab", group="one")
-    running = bench.take()
-    bench.offer("c", group="two")
-    bench.offer("de", group="three")
-    assert bench.take_nothing()
-    bench.finish(running)
-    assert [members for members, _ in bench.left()] == ["de"]
+    offering = Offering(size=2, max_buffered=4, concurrency=1)
+    offering.offer("ab", group="one")
+    running = offering.take()
+    offering.offer("c", group="two")
+    offering.offer("de", group="three")
+    assert offering.take_nothing()
+    offering.finish(running)
+    assert [members for members, _ in offering.left()] == ["de"]
 
 
 def test_who_waits_for_a_place_gets_one_though_no_batch_fills() -> None:
-    bench = Bench(size=2, max_buffered=2)
+    offering = Offering(size=2, max_buffered=2)
     for member in "abcd":
-        bench.offer(member, group=member)
-    assert bench.left() == [
+        offering.offer(member, group=member)
+    assert offering.left() == [
         ("a", FlushReason.PRESSURE),
         ("b", FlushReason.PRESSURE),
     ]
-    bench.clock.advance(10)
-    assert [members for members, _ in bench.left()] == ["c", "d"]
-    bench.assert_nothing_is_left()
+    offering.clock.advance(10)
+    assert [members for members, _ in offering.left()] == ["c", "d"]
+    offering.assert_nothing_is_left()
 
 
 def test_pressure_makes_no_batches_of_one_out_of_a_full_load() -> None:
     """A batch that settles gives its places back one by one, to the next full batch."""
-    bench = Bench(size=4, max_buffered=8)
-    bench.offer("abcdefghijklmnopqrstuvwx")
+    offering = Offering(size=4, max_buffered=8)
+    offering.offer("abcdefghijklmnopqrstuvwx")
     sizes: list[int] = []
-    running = [bench.take(), bench.take()]
+    running = [offering.take(), offering.take()]
     while running:
         batch = running.pop(0)
         sizes.append(len(batch.members))
-        bench.batcher.call_ended(batch)
+        offering.batcher.call_ended(batch)
         for _ in batch.members:
-            bench.batcher.member_settled(batch)
-            while (started := bench.batcher.take()) is not None:
+            offering.settle(batch)
+            while (started := offering.batcher.take()) is not None:
                 running.append(started)
     assert sizes == [4] * 6
 
 
 def test_pressure_waits_for_the_places_of_all_calls_that_have_ended() -> None:
-    bench = Bench(size=3, max_buffered=5)
-    bench.offer("abcde")
-    bench.batcher.flush(FlushReason.MANUAL)
-    three, two = bench.take(), bench.take()
-    bench.offer("fghij")
+    offering = Offering(size=3, max_buffered=5)
+    offering.offer("abcde")
+    offering.batcher.flush(FlushReason.MANUAL)
+    three, two = offering.take(), offering.take()
+    offering.offer("fghij")
     for batch in (three, two):
-        bench.batcher.call_ended(batch)
+        offering.batcher.call_ended(batch)
     for _ in two.members:
-        bench.batcher.member_settled(two)
-        assert bench.take_nothing()
-    bench.batcher.member_settled(three)
-    assert bench.take().members == ["f", "g", "h"]
+        offering.settle(two)
+        assert offering.take_nothing()
+    offering.settle(three)
+    assert list(offering.take().members) == ["f", "g", "h"]
 
 
 def test_tasks_do_not_use_up_each_others_bound() -> None:
-    bench = Bench(size=2, max_buffered=2)
-    bench.offer("abc", owner="busy")
-    bench.offer("d", owner="quiet")
-    assert bench.admitted == ["a", "b", "d"]
+    offering = Offering(size=2, max_buffered=2)
+    offering.offer("abc", owner="busy")
+    offering.offer("d", owner="quiet")
+    assert offering.admitted == ["a", "b", "d"]
 
 
 def test_no_more_calls_of_a_task_run_than_its_concurrency() -> None:
-    bench = Bench(size=1, concurrency=2)
-    bench.offer("abc")
-    first = bench.take()
-    bench.take()
-    assert bench.batcher.take() is None
-    assert not bench.batcher.is_ready
-    wakes = bench.wakes
-    bench.batcher.call_ended(first)
-    assert bench.wakes == wakes + 1
-    assert bench.take().members == ["c"]
+    offering = Offering(size=1, concurrency=2)
+    offering.offer("abc")
+    first = offering.take()
+    offering.take()
+    assert offering.batcher.take() is None
+    assert not offering.batcher.is_ready
+    wakes = offering.wakes
+    offering.batcher.call_ended(first)
+    assert offering.wakes == wakes + 1
+    assert list(offering.take().members) == ["c"]
 
 
 def test_concurrency_counts_calls_not_the_settling_after_them() -> None:
-    bench = Bench(size=1, concurrency=1)
-    bench.offer("ab")
-    first = bench.take()
-    bench.batcher.call_ended(first)
-    assert bench.take().members == ["b"]
-    assert bench.batcher.statistics().buffered == 2
+    offering = Offering(size=1, concurrency=1)
+    offering.offer("ab")
+    first = offering.take()
+    offering.batcher.call_ended(first)
+    assert list(offering.take().members) == ["b"]
+    assert offering.batcher.statistics().buffered == 2
 
 
 def test_a_task_at_its_limit_does_not_hold_up_another() -> None:
-    bench = Bench(size=1, concurrency=1)
-    bench.offer("ab", owner="busy")
-    bench.take()
-    bench.offer("c", owner="quiet")
-    assert bench.take().members == ["c"]
+    offering = Offering(size=1, concurrency=1)
+    offering.offer("ab", owner="busy")
+    offering.take()
+    offering.offer("c", owner="quiet")
+    assert list(offering.take().members) == ["c"]
 
 
 def test_a_due_batch_fills_while_it_cannot_start() -> None:
-    bench = Bench(size=3, timeout=10)
-    bench.offer("a")
-    bench.clock.advance(10)
-    bench.offer("bcd")
-    assert bench.left() == [("abc", FlushReason.TIMEOUT)]
-    bench.clock.advance(10)
-    assert bench.left() == [("d", FlushReason.TIMEOUT)]
+    offering = Offering(size=3, timeout=10)
+    offering.offer("a")
+    offering.clock.advance(10)
+    offering.offer("bcd")
+    assert offering.left() == [("abc", FlushReason.TIMEOUT)]
+    offering.clock.advance(10)
+    assert offering.left() == [("d", FlushReason.TIMEOUT)]
 
 
 def test_a_batch_that_was_taken_takes_no_more_members() -> None:
-    bench = Bench()
-    bench.offer("a")
-    bench.batcher.flush(FlushReason.MANUAL)
-    batch = bench.take()
-    bench.offer("b")
-    assert batch.members == ["a"]
-    assert bench.batcher.statistics().open_groups == 1
+    offering = Offering()
+    offering.offer("a")
+    offering.batcher.flush(FlushReason.MANUAL)
+    batch = offering.take()
+    offering.offer("b")
+    assert list(batch.members) == ["a"]
+    assert offering.batcher.statistics().open_groups == 1
 
 
 def test_the_longest_waiting_batch_starts_first_so_no_key_starves_another() -> None:
-    bench = Bench(size=2, concurrency=1)
-    bench.offer("ab", group="busy")
-    running = bench.take()
-    bench.offer("c", group="quiet")
-    bench.offer("defghi", group="busy")
-    bench.clock.advance(10)
-    bench.finish(running)
-    assert [members for members, _ in bench.left()] == ["c", "de", "fg", "hi"]
+    offering = Offering(size=2, concurrency=1)
+    offering.offer("ab", group="busy")
+    running = offering.take()
+    offering.offer("c", group="quiet")
+    offering.offer("defghi", group="busy")
+    offering.clock.advance(10)
+    offering.finish(running)
+    assert [members for members, _ in offering.left()] == ["c", "de", "fg", "hi"]
 
 
 def test_the_longest_waiting_batch_starts_first_among_tasks_too() -> None:
-    bench = Bench(size=2)
-    bench.offer("a", owner="quiet")
-    bench.offer("bcde", owner="busy")
-    bench.batcher.flush(FlushReason.MANUAL)
-    assert [members for members, _ in bench.left()] == ["a", "bc", "de"]
+    offering = Offering(size=2)
+    offering.offer("a", owner="quiet")
+    offering.offer("bcde", owner="busy")
+    offering.batcher.flush(FlushReason.MANUAL)
+    assert [members for members, _ in offering.left()] == ["a", "bc", "de"]
 
 
 def test_a_busy_group_takes_turns_with_the_others_however_much_of_it_is_due() -> None:
-    bench = Bench(size=2, concurrency=1)
-    bench.offer("abcdefgh", group="busy")
-    running = bench.take()
-    bench.offer("q", group="quiet")
-    bench.offer("r", group="other")
-    bench.clock.advance(10)
-    bench.finish(running)
+    offering = Offering(size=2, concurrency=1)
+    offering.offer("abcdefgh", group="busy")
+    running = offering.take()
+    offering.offer("q", group="quiet")
+    offering.offer("r", group="other")
+    offering.clock.advance(10)
+    offering.finish(running)
     # The others came while the busy group was served: they wait for no more of it.
-    assert [members for members, _ in bench.left()] == ["q", "r", "cd", "ef", "gh"]
+    assert [members for members, _ in offering.left()] == ["q", "r", "cd", "ef", "gh"]
 
 
 def test_whatever_call_of_a_group_ends_its_next_one_is_behind_who_came_meanwhile() -> (
     None
 ):
-    bench = Bench(size=1, concurrency=2)
-    bench.offer("abc", group="busy")
-    bench.offer("q", group="quiet")
-    first, second = bench.take(), bench.take()
-    assert [first.members, second.members] == [["a"], ["q"]]
-    bench.finish(second)
-    bench.offer("r", group="other")
-    third = bench.take()
-    assert third.members == ["b"]
-    bench.finish(first)
-    bench.finish(third)
-    assert [members for members, _ in bench.left()] == ["r", "c"]
-    bench.assert_nothing_is_left()
+    offering = Offering(size=1, concurrency=2)
+    offering.offer("abc", group="busy")
+    offering.offer("q", group="quiet")
+    first, second = offering.take(), offering.take()
+    assert [list(first.members), list(second.members)] == [["a"], ["q"]]
+    offering.finish(second)
+    offering.offer("r", group="other")
+    third = offering.take()
+    assert list(third.members) == ["b"]
+    offering.finish(first)
+    offering.finish(third)
+    assert [members for members, _ in offering.left()] == ["r", "c"]
+    offering.assert_nothing_is_left()
 
 
 def test_a_batch_that_fills_while_its_group_is_served_has_no_older_right() -> None:
-    bench = Bench(size=2, concurrency=1)
-    bench.offer("abc", group="busy")
-    bench.offer("q", group="quiet")
-    running = bench.take()
-    bench.offer("d", group="busy")
-    bench.clock.advance(10)
-    bench.finish(running)
-    assert [members for members, _ in bench.left()] == ["q", "cd"]
+    offering = Offering(size=2, concurrency=1)
+    offering.offer("abc", group="busy")
+    offering.offer("q", group="quiet")
+    running = offering.take()
+    offering.offer("d", group="busy")
+    offering.clock.advance(10)
+    offering.finish(running)
+    assert [members for members, _ in offering.left()] == ["q", "cd"]
 
 
 def test_a_batch_that_is_open_while_its_group_is_served_has_no_older_right() -> None:
-    bench = Bench(size=2)
-    bench.offer("abc", group="busy")
-    bench.offer("q", group="quiet")
-    bench.finish(bench.take())
-    bench.clock.advance(10)
-    assert [members for members, _ in bench.left()] == ["q", "c"]
+    offering = Offering(size=2)
+    offering.offer("abc", group="busy")
+    offering.offer("q", group="quiet")
+    offering.finish(offering.take())
+    offering.clock.advance(10)
+    assert [members for members, _ in offering.left()] == ["q", "c"]
 
 
 def test_the_turn_of_a_batch_that_is_withdrawn_is_that_of_the_next() -> None:
-    bench = Bench(size=1)
-    bench.offer("abc", group="busy")
-    running = bench.take()
-    bench.offer("q", group="quiet")
-    assert bench.batcher.withdraw("task", "busy", "b")
-    assert [members for members, _ in bench.left()] == ["c", "q"]
-    bench.finish(running)
-    bench.assert_nothing_is_left()
+    offering = Offering(size=1)
+    offering.offer("abc", group="busy")
+    running = offering.take()
+    offering.offer("q", group="quiet")
+    assert offering.withdraw("b")
+    assert [members for members, _ in offering.left()] == ["c", "q"]
+    offering.finish(running)
+    offering.assert_nothing_is_left()
 
 
 def test_a_due_batch_can_be_withdrawn_after_its_turn_was_put_off() -> None:
-    bench = Bench(size=1, concurrency=1)
-    bench.offer("abc", group="busy")
-    running = bench.take()
-    bench.offer("q", group="quiet")
-    bench.finish(running)
-    assert bench.batcher.withdraw("task", "busy", "b")
-    assert [members for members, _ in bench.left()] == ["q", "c"]
-    bench.assert_nothing_is_left()
+    offering = Offering(size=1, concurrency=1)
+    offering.offer("abc", group="busy")
+    running = offering.take()
+    offering.offer("q", group="quiet")
+    offering.finish(running)
+    assert offering.withdraw("b")
+    assert [members for members, _ in offering.left()] == ["q", "c"]
+    offering.assert_nothing_is_left()
 
 
 def test_what_is_withdrawn_behind_others_of_its_group_changes_no_turn() -> None:
-    bench = Bench(size=1)
-    bench.offer("abc", group="busy")
-    bench.offer("q", group="quiet")
-    assert bench.batcher.withdraw("task", "busy", "b")
-    assert [members for members, _ in bench.left()] == ["a", "q", "c"]
-    bench.assert_nothing_is_left()
+    offering = Offering(size=1)
+    offering.offer("abc", group="busy")
+    offering.offer("q", group="quiet")
+    assert offering.withdraw("b")
+    assert [members for members, _ in offering.left()] == ["a", "q", "c"]
+    offering.assert_nothing_is_left()
 
 
 # -- Withdrawing and abandoning -----------------------------------------------------
 
 
 def test_a_member_that_is_withdrawn_is_in_no_call() -> None:
-    bench = Bench()
-    bench.offer("abc")
-    assert bench.batcher.withdraw("task", "group", "b")
-    bench.batcher.flush(FlushReason.MANUAL)
-    assert bench.left() == [("ac", FlushReason.MANUAL)]
-    bench.assert_nothing_is_left()
+    offering = Offering()
+    offering.offer("abc")
+    assert offering.withdraw("b")
+    offering.batcher.flush(FlushReason.MANUAL)
+    assert offering.left() == [("ac", FlushReason.MANUAL)]
+    offering.assert_nothing_is_left()
 
 
 def test_the_last_member_that_is_withdrawn_takes_its_batch_with_it() -> None:
-    bench = Bench()
-    bench.offer("a")
-    assert bench.batcher.withdraw("task", "group", "a")
-    bench.assert_nothing_is_left()
+    offering = Offering()
+    offering.offer("a")
+    assert offering.withdraw("a")
+    offering.assert_nothing_is_left()
 
 
 def test_an_empty_due_batch_is_never_taken() -> None:
-    bench = Bench(size=2)
-    bench.offer("ab")
-    bench.offer("c")
-    bench.batcher.flush(FlushReason.MANUAL)
+    offering = Offering(size=2)
+    offering.offer("ab")
+    offering.offer("c")
+    offering.batcher.flush(FlushReason.MANUAL)
     for member in "abc":
-        assert bench.batcher.withdraw("task", "group", member)
-    assert bench.batcher.take() is None
-    bench.assert_nothing_is_left()
+        assert offering.withdraw(member)
+    assert offering.batcher.take() is None
+    offering.assert_nothing_is_left()
 
 
 def test_a_member_can_be_withdrawn_before_it_is_admitted() -> None:
-    bench = Bench(size=2, max_buffered=2)
-    bench.offer("abcd")
-    assert bench.batcher.withdraw("task", "group", "c")
-    assert [members for members, _ in bench.left()] == ["ab"]
-    assert bench.admitted == ["a", "b", "d"]
+    offering = Offering(size=2, max_buffered=2)
+    offering.offer("abcd")
+    assert offering.withdraw("c")
+    assert [members for members, _ in offering.left()] == ["ab"]
+    assert offering.admitted == ["a", "b", "d"]
 
 
 def test_the_place_of_a_withdrawn_member_is_given_to_the_next() -> None:
-    bench = Bench(size=2, max_buffered=2)
-    bench.offer("abc")
-    assert bench.batcher.withdraw("task", "group", "a")
-    assert bench.admitted == ["a", "b", "c"]
-    assert bench.take().members == ["b"]
+    offering = Offering(size=2, max_buffered=2)
+    offering.offer("abc")
+    assert offering.withdraw("a")
+    assert offering.admitted == ["a", "b", "c"]
+    assert list(offering.take().members) == ["b"]
 
 
 def test_a_sealed_batch_keeps_its_members() -> None:
-    bench = Bench(size=2)
-    bench.offer("ab")
-    batch = bench.take()
-    assert not bench.batcher.withdraw("task", "group", "a")
-    assert batch.members == ["a", "b"]
+    offering = Offering(size=2)
+    offering.offer("ab")
+    batch = offering.take()
+    assert not offering.withdraw("a")
+    assert list(batch.members) == ["a", "b"]
 
 
 def test_nobody_can_be_withdrawn_twice_or_from_where_he_is_not() -> None:
-    bench = Bench()
-    bench.offer("ab")
-    assert not bench.batcher.withdraw("other task", "group", "a")
-    assert not bench.batcher.withdraw("task", "other group", "a")
-    assert bench.batcher.withdraw("task", "group", "a")
-    assert not bench.batcher.withdraw("task", "group", "a")
+    offering = Offering()
+    offering.offer("ab")
+    assert offering.withdraw("a")
+    assert not offering.withdraw("a")
+    stranger = offering.member("a", group="other")
+    assert not offering.batcher.withdraw(stranger)
 
 
 def test_abandoning_gives_back_who_is_in_no_call_and_disarms() -> None:
-    bench = Bench(size=2, max_buffered=5)
-    bench.offer("ab")
-    running = bench.take()
-    bench.offer("cd")
-    bench.offer("efg", group="other")
-    assert sorted(bench.batcher.abandon()) == list("cdefg")
-    assert bench.clock.armed == 0
-    assert bench.batcher.take() is None
-    bench.finish(running)
-    bench.assert_nothing_is_left()
+    offering = Offering(size=2, max_buffered=5)
+    offering.offer("ab")
+    running = offering.take()
+    offering.offer("cd")
+    offering.offer("efg", group="other")
+    abandoned = offering.batcher.abandon()
+    assert sorted(abandoned) == list("cdefg")
+    for letter in abandoned:
+        letter.leave()
+    assert offering.clock.armed == 0
+    assert offering.batcher.take() is None
+    offering.finish(running)
+    offering.assert_nothing_is_left()
 
 
 def test_an_emptied_group_leaves_nothing_behind() -> None:
-    bench = Bench(size=2)
+    offering = Offering(size=2)
     for number in range(100):
-        bench.offer("ab", group=f"key {number}")
-        bench.offer("c", group=f"other key {number}")
-    bench.batcher.flush(FlushReason.MANUAL)
-    bench.left()
-    bench.assert_nothing_is_left()
-    assert not bench.batcher._lanes
+        offering.offer("ab", group=f"key {number}")
+        offering.offer("c", group=f"other key {number}")
+    offering.batcher.flush(FlushReason.MANUAL)
+    offering.left()
+    offering.assert_nothing_is_left()
+    assert not offering.batcher._lanes
 
 
 def test_a_group_without_a_batch_costs_nothing_while_its_task_is_busy() -> None:
-    bench = Bench(size=1)
-    bench.offer("a", group="stays")
-    running = bench.take()
+    offering = Offering(size=1)
+    offering.offer("a", group="stays")
+    running = offering.take()
     for number in range(100):
-        bench.offer("b", group=f"key {number}")
-        bench.finish(bench.take())
+        offering.offer("b", group=f"key {number}")
+        offering.finish(offering.take())
     lane = running.lane
     assert not lane.open
     assert not lane.due
     assert not lane.waiting
 
 
+# -- Waiting for room ---------------------------------------------------------------
+
+
+def test_one_of_those_who_wait_makes_way_for_others_in_each_timeout() -> None:
+    offering = Offering(size=1, timeout=10, max_buffered=1, concurrency=1)
+    offering.offer("abcd")
+    running = offering.take()
+    parked: list[list[bool]] = []
+    for seconds in (9, 1, 10):
+        offering.clock.advance(seconds)
+        parked.append([letter.is_parked for letter in offering.offered])
+    assert parked == [
+        [False, False, False, False],
+        [False, True, False, False],
+        [False, True, True, False],
+    ]
+    offering.finish(running)
+    offering.left()
+    offering.assert_nothing_is_left()
+
+
 # -- States -------------------------------------------------------------------------
 
 
-def _batch_in(state: BatchState) -> Batch[str]:
-    bench = Bench(size=1)
-    bench.offer("a")
-    batch = bench.take()
+def _batch_in(state: BatchState) -> Batch[Letter]:
+    offering = Offering(size=1)
+    offering.offer("a")
+    batch = offering.take()
     batch.state = state
     return batch
 
@@ -694,76 +628,76 @@ def test_an_illegal_move_raises_and_changes_nothing(
     assert batch.state is state
 
 
-def test_a_batch_is_open_then_sealed_then_running_then_settled() -> None:
-    bench = Bench(size=2)
-    bench.offer("a")
-    (opened,) = bench.batcher._lanes["task"].open.values()
-    assert opened.state is BatchState.OPEN
-    bench.offer("b")
-    batch = bench.take()
+def test_a_batch_fills_is_sealed_runs_and_is_settled() -> None:
+    offering = Offering(size=2)
+    offering.offer("a")
+    (opened,) = offering.batcher._lanes["task"].open.values()
+    assert opened.state is BatchState.FILLING
+    offering.offer("b")
+    batch = offering.take()
     assert batch is opened
     seen = [batch.state]
     batch.move(BatchState.RUNNING)
-    bench.batcher.call_ended(batch)
-    bench.batcher.member_settled(batch)
+    offering.batcher.call_ended(batch)
+    offering.settle(batch)
     seen.append(batch.state)
-    bench.batcher.member_settled(batch)
+    offering.settle(batch)
     seen.append(batch.state)
-    assert seen == [BatchState.SEALED, BatchState.RUNNING, BatchState.SETTLED]
+    assert seen == [BatchState.SEALED, BatchState.SETTLING, BatchState.SETTLED]
 
 
 def test_a_batch_that_never_ran_can_be_settled() -> None:
-    bench = Bench(size=1)
-    bench.offer("a")
-    batch = bench.take()
-    bench.batcher.call_ended(batch)
-    bench.batcher.member_settled(batch)
+    offering = Offering(size=1)
+    offering.offer("a")
+    batch = offering.take()
+    offering.batcher.call_ended(batch)
+    offering.settle(batch)
     assert batch.state is BatchState.SETTLED
-    bench.assert_nothing_is_left()
+    offering.assert_nothing_is_left()
 
 
 def test_a_member_that_runs_alone_waits_for_nobody_and_counts_like_others() -> None:
-    bench = Bench(size=2, concurrency=1)
-    bench.offer("ab")
-    running = bench.take()
+    offering = Offering(size=2, concurrency=1)
+    offering.offer("ab")
+    running = offering.take()
 
-    alone = bench.batcher.take_alone("task", bench.config, "group", "c")
+    alone = offering.batcher.take_alone(offering.member("c"))
 
-    assert alone.members == ["c"]
-    assert alone.group == "group"
+    assert list(alone.members) == ["c"]
+    assert alone.group.key == "group"
     assert alone.reason is FlushReason.MANUAL
     assert alone.state is BatchState.SEALED
     assert alone.lane is running.lane
-    assert bench.batcher.statistics().buffered == 3
-    bench.finish(alone)
-    bench.finish(running)
-    bench.assert_nothing_is_left()
+    assert offering.batcher.statistics().buffered == 3
+    offering.finish(alone)
+    offering.finish(running)
+    offering.assert_nothing_is_left()
 
 
 def test_a_member_that_runs_alone_opens_its_task_as_any_other() -> None:
-    bench = Bench(max_buffered=10)
+    offering = Offering(max_buffered=10)
 
-    alone = bench.batcher.take_alone("task", bench.config, "group", "a")
+    alone = offering.batcher.take_alone(offering.member("a"))
 
     assert alone.lane.owner == "task"
-    assert alone.lane.config is bench.config
-    bench.offer("b")
-    assert bench.batcher.statistics().buffered == 2
+    assert alone.lane.config is offering.config
+    offering.offer("b")
+    assert offering.batcher.statistics().buffered == 2
 
 
 def test_the_repr_of_a_batch_says_whether_it_is_due() -> None:
-    bench = Bench()
-    bench.offer("a")
-    [batch] = next(iter(bench.batcher._lanes.values())).open.values()
-    assert repr(batch) == "<Batch of 'task': 1 members, OPEN, not due>"
+    offering = Offering()
+    offering.offer("a")
+    [batch] = next(iter(offering.batcher._lanes.values())).open.values()
+    assert repr(batch) == "<Batch of 'task': 1 members, FILLING, not due>"
 
 
 def test_the_repr_shows_live_counts() -> None:
-    bench = Bench(size=2)
-    bench.offer("abc")
-    assert "2 members, SEALED, size" in repr(bench.take())
-    assert "open_groups=1" in repr(bench.batcher)
-    assert "running_calls=1" in repr(bench.batcher)
+    offering = Offering(size=2)
+    offering.offer("abc")
+    assert "2 members, SEALED, size" in repr(offering.take())
+    assert "open_groups=1" in repr(offering.batcher)
+    assert "running_calls=1" in repr(offering.batcher)
 
 
 # -- All of it at once, against a plain model ---------------------------------------
@@ -810,6 +744,35 @@ class Offered:
     weight: float
 
 
+class Entrant:
+    """A member of the real batcher."""
+
+    batch: Batch[Entrant] | None = None
+
+    def __init__(self, number: int, group: Group[Entrant], weight: float) -> None:
+        self.number = number
+        self.group = group
+        self.weight = exact_weight(weight)
+        self.steps: list[str] = []
+
+    def joined(self, batch: Batch[Entrant]) -> None:
+        self.batch = batch
+        self.steps.append("joined")
+
+    def waits(self) -> None:
+        assert self.steps == []
+        self.steps.append("waits")
+
+    def parks(self) -> None:
+        assert self.steps == ["waits"]
+        self.steps.append("parks")
+
+    def leave(self) -> None:
+        batch, self.batch = self.batch, None
+        if batch is not None:
+            batch.release()
+
+
 class BatcherModel(RuleBasedStateMachine):
     """The batcher beside a model that scans lists where the batcher keeps indexes.
 
@@ -820,11 +783,8 @@ class BatcherModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = ManualClock()
-        self.batcher: Batcher[int] = Batcher(
-            self.clock,
-            wake=self._wake,
-            admitted=self._admitted,
-        )
+        self.batcher: Batcher[Entrant] = Batcher(self.clock, wake=self._wake)
+        self.entrants: dict[int, Entrant] = {}
         self.configs: dict[str, BatchConfig] = {}
         self.count = 0
         self.turns = 0
@@ -834,18 +794,16 @@ class BatcherModel(RuleBasedStateMachine):
         self.open: list[ExpectedBatch] = []
         self.outside: list[Offered] = []
         self.offered: dict[int, Offered] = {}
+        # When the members of a task that wait outside make way for others next.
+        self.rings: dict[str, float] = {}
         self.expected_admissions: list[int] = []
-        self.admissions: list[int] = []
         # Batches taken: each with how many of its members are not settled, by state.
-        self.running: list[Batch[int]] = []
-        self.settling: list[tuple[Batch[int], list[int]]] = []
+        self.running: list[Batch[Entrant]] = []
+        self.settling: list[tuple[Batch[Entrant], list[Entrant]]] = []
         self.taken: list[int] = []
 
     def _wake(self) -> None:
         self.is_woken = self.is_woken or self.batcher.is_ready
-
-    def _admitted(self, number: int) -> None:
-        self.admissions.append(number)
 
     # -- The model --
 
@@ -945,11 +903,25 @@ class BatcherModel(RuleBasedStateMachine):
 
     def _expect_time(self) -> None:
         """Say which batches have waited long enough by now."""
+        while self.rings and min(self.rings.values()) <= self.clock.time():
+            owner = min(self.rings, key=self.rings.__getitem__)
+            self.rings[owner] += self._patience(owner)
         for batch in self.open:
             if batch.reason is None:
                 moment, reason = self._deadline(batch)
                 if moment <= self.clock.time():
                     batch.reason = reason
+
+    def _patience(self, owner: str) -> float:
+        return max(self.configs[owner].timeout, 1.0)
+
+    def _expect_nobody_waits(self) -> None:
+        """Those who wait outside have an alarm, and nobody else has."""
+        owners = {offered.owner for offered in self.outside}
+        for owner in owners - self.rings.keys():
+            self.rings[owner] = self.clock.time() + self._patience(owner)
+        for owner in self.rings.keys() - owners:
+            del self.rings[owner]
 
     def _deadline(self, batch: ExpectedBatch) -> tuple[float, FlushReason]:
         config = self.configs[batch.owner]
@@ -982,15 +954,11 @@ class BatcherModel(RuleBasedStateMachine):
             else:
                 self.outside.append(offered)
             self._expect_relief(owner)
-            is_admitted = self.batcher.offer(
-                owner,
-                self.configs[owner],
-                group,
-                offered.number,
-                weight,
-            )
-            if is_admitted:
-                self._admitted(offered.number)
+            found = self.batcher.group(owner, self.configs[owner], group)
+            entrant = Entrant(offered.number, found, weight)
+            self.entrants[offered.number] = entrant
+            self.batcher.offer(entrant)
+            self._expect_nobody_waits()
 
     @rule(seconds=_SECONDS)
     def wait(self, seconds: float) -> None:
@@ -1009,7 +977,7 @@ class BatcherModel(RuleBasedStateMachine):
         # The first of each group has a turn; those behind it have to wait for theirs.
         first = {(each.owner, each.group): each for each in reversed(due)}
         expected = min(first.values(), key=lambda each: each.turn)
-        assert batch.members == expected.members
+        assert [each.number for each in batch.members] == expected.members
         assert batch.reason is expected.reason
         assert batch.opened_at == expected.opened_at
         self.open.remove(expected)
@@ -1017,19 +985,20 @@ class BatcherModel(RuleBasedStateMachine):
         self.running.append(batch)
         self._check_taken(batch)
 
-    def _check_taken(self, batch: Batch[int]) -> None:
+    def _check_taken(self, batch: Batch[Entrant]) -> None:
         config = batch.lane.config
-        members = [self.offered[number] for number in batch.members]
+        numbers = [each.number for each in batch.members]
+        members = [self.offered[number] for number in numbers]
         assert 1 <= len(members) <= config.size
         assert {(m.owner, m.group) for m in members} == {
-            (batch.lane.owner, batch.group),
+            (batch.lane.owner, batch.group.key),
         }
         weight = sum(member.weight for member in members)
         if config.max_weight is not None and len(members) > 1:
             assert weight <= config.max_weight
-        assert batch.members == sorted(batch.members), "not in order of arrival"
-        assert not set(batch.members) & set(self.taken), "in two batches"
-        self.taken += batch.members
+        assert numbers == sorted(numbers), "not in order of arrival"
+        assert not set(numbers) & set(self.taken), "in two batches"
+        self.taken += numbers
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), is_run=st.booleans())
@@ -1041,7 +1010,7 @@ class BatcherModel(RuleBasedStateMachine):
         if is_run:
             batch.move(BatchState.RUNNING)
         self.settling.append((batch, list(batch.members)))
-        self._expect_turn(batch.lane.owner, batch.group)
+        self._expect_turn(batch.lane.owner, batch.group.key)
         self.batcher.call_ended(batch)
 
     @precondition(lambda self: self.settling)
@@ -1051,11 +1020,12 @@ class BatcherModel(RuleBasedStateMachine):
 
     def _settle(self, index: int) -> None:
         batch, left = self.settling[index]
-        left.pop()
+        entrant = left.pop()
         if not left:
             del self.settling[index]
         self._expect_places_taken(str(batch.lane.owner))
-        self.batcher.member_settled(batch)
+        entrant.leave()
+        self._expect_nobody_waits()
         if left:
             assert batch.state is not BatchState.SETTLED
         else:
@@ -1067,12 +1037,11 @@ class BatcherModel(RuleBasedStateMachine):
         number = data.draw(st.integers(0, self.count - 1))
         offered = self.offered[number]
         was_waiting = self._expect_withdrawal(offered)
-        assert was_waiting == self.batcher.withdraw(
-            offered.owner,
-            offered.group,
-            number,
-            offered.weight,
-        )
+        entrant = self.entrants[number]
+        assert was_waiting == self.batcher.withdraw(entrant)
+        if was_waiting:
+            entrant.leave()
+        self._expect_nobody_waits()
 
     def _expect_withdrawal(self, offered: Offered) -> bool:
         if offered in self.outside:
@@ -1119,9 +1088,13 @@ class BatcherModel(RuleBasedStateMachine):
     def abandon(self) -> None:
         inside = [number for batch in self.open for number in batch.members]
         expected = inside + [offered.number for offered in self.outside]
-        assert sorted(self.batcher.abandon()) == sorted(expected)
+        abandoned = self.batcher.abandon()
+        assert sorted(each.number for each in abandoned) == sorted(expected)
+        for entrant in abandoned:
+            entrant.leave()
         self.open.clear()
         self.outside.clear()
+        self.rings.clear()
         self.is_woken = self.batcher.is_ready
 
     # -- What is always true --
@@ -1140,8 +1113,9 @@ class BatcherModel(RuleBasedStateMachine):
     def an_alarm_is_armed_exactly_for_what_is_open_and_not_due(self) -> None:
         waiting = [batch for batch in self.open if batch.reason is None]
         assert all(batch.members for batch in self.open)
-        assert self.clock.armed == len(waiting)
-        assert self.batcher.statistics().armed_alarms == len(waiting)
+        armed = len(waiting) + len({offered.owner for offered in self.outside})
+        assert self.clock.armed == armed
+        assert self.batcher.statistics().armed_alarms == armed
 
     @invariant()
     def no_bound_is_exceeded(self) -> None:
@@ -1152,7 +1126,8 @@ class BatcherModel(RuleBasedStateMachine):
 
     @invariant()
     def the_counts_are_the_models(self) -> None:
-        assert self.admissions == self.expected_admissions
+        admitted = {n for n, each in self.entrants.items() if "joined" in each.steps}
+        assert admitted == set(self.expected_admissions)
         counts = self.batcher.statistics()
         assert counts.open_groups == sum(not batch.is_full for batch in self.open)
         assert counts.due_batches == sum(b.reason is not None for b in self.open)
@@ -1197,3 +1172,20 @@ def test_the_batcher_does_what_a_plain_model_does() -> None:
             deadline=None,
         ),
     )
+
+
+def test_the_oldest_batch_that_waits_is_known_whatever_it_waits_for() -> None:
+    bench = Offering(size=2, timeout=10)
+    assert bench.batcher.longest_wait() is None
+    bench.offer("ab", group="full")
+    bench.clock.advance(3)
+    bench.offer("c", group="open")
+    bench.clock.advance(4)
+    assert bench.batcher.longest_wait() == 7
+    full = bench.take()
+    assert bench.batcher.longest_wait() == 4
+    bench.clock.advance(9)  # it is due now, and takes more all the same
+    assert bench.batcher.longest_wait() == 13
+    bench.take()
+    assert bench.batcher.longest_wait() is None
+    bench.finish(full)

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import types
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from taskiq.receiver.cancellation import (
-    is_from_outside,
-    start_task,
-    uninterrupted,
-    within,
-)
+from taskiq.receiver.tasks import Tasks, uninterrupted
+from tests.support.limits import within
 from tests.support.virtual_time import run_virtual
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Coroutine, Generator
 
 
 @types.coroutine
@@ -54,21 +50,13 @@ async def test_a_cleanup_is_finished_before_its_cancellation_is_told() -> None:
 
 def test_a_cancellation_at_the_very_moment_of_the_limit_is_one() -> None:
     async def main() -> None:
-        told: list[bool] = []
-
-        async def work() -> None:
-            try:
-                await within(1, asyncio.Event().wait())
-            except asyncio.CancelledError as exc:
-                told.append(is_from_outside(exc))
-                raise
-
         loop = asyncio.get_running_loop()
-        task = start_task(loop, work())
-        loop.call_later(1, task.cancel)
+        tasks = Tasks(loop)
+        task = tasks.begin(within(1, asyncio.Event().wait()), None)
+        assert task is not None
+        loop.call_later(1, tasks.stop, task)
         await asyncio.wait([task])
         assert task.cancelled()
-        assert told == [True]
 
     run_virtual(main())
 
@@ -82,12 +70,8 @@ def test_what_ends_in_spite_of_its_limit_is_done_and_nobody_is_cancelled() -> No
         return "never"
 
     async def main() -> None:
-        async def work() -> tuple[str, bool]:
-            value = await within(1, stubborn())
-            return value, is_from_outside(asyncio.CancelledError())
-
-        task = start_task(asyncio.get_running_loop(), work())
-        assert await task == ("done all the same", False)
+        assert await within(1, stubborn()) == "done all the same"
+        await asyncio.sleep(1)
 
     run_virtual(main())
 
@@ -108,3 +92,119 @@ async def test_work_that_belongs_to_no_asyncio_task_has_no_limit() -> None:
     loop.call_soon(drive)  # a callback of the loop runs in no task
     assert await ended == "done"
     assert steps == ["first", "second"]
+
+
+# -- The limit itself ---------------------------------------------------------------
+
+
+async def stubborn() -> str:
+    try:
+        await asyncio.sleep(100)
+    except asyncio.CancelledError:
+        return "done all the same"
+    return "done"
+
+
+def in_a_task(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run `work` in a task that counts its cancellations, as the receiver does."""
+
+    async def main() -> Any:
+        return await Tasks(asyncio.get_running_loop()).run(work, None)
+
+    return run_virtual(main())
+
+
+def test_what_waits_for_nothing_ends_at_once_and_sets_no_timer() -> None:
+    async def done() -> int:
+        return 3
+
+    async def failed() -> None:
+        raise ValueError("no")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later = None  # type: ignore[assignment, method-assign]  # fails
+        assert await within(1, done()) == 3
+        with pytest.raises(ValueError, match="no"):
+            await within(1, failed())
+        del loop.call_later
+
+    in_a_task(main())
+
+
+def test_errors_while_it_waits_reach_it_and_it_may_go_on() -> None:
+    async def persistent() -> list[str]:
+        seen: list[str] = []
+        for _ in range(3):
+            refused = asyncio.get_running_loop().create_future()
+            refused.get_loop().call_later(1, refused.set_exception, OSError("away"))
+            try:
+                await refused
+            except OSError as exc:
+                seen.append(str(exc))
+        await asyncio.sleep(1)
+        return seen
+
+    async def main() -> None:
+        assert await within(10, persistent()) == ["away"] * 3
+
+    in_a_task(main())
+
+
+def test_what_ends_in_spite_of_its_cancellation_has_ended() -> None:
+    async def main() -> None:
+        assert await within(1, stubborn()) == "done all the same"
+        # Nothing is left of the cancellation: neither now nor at the next await.
+        await asyncio.sleep(1)
+        await assert_next_limit_works()
+
+    async def assert_next_limit_works() -> None:
+        with pytest.raises(TimeoutError, match="no end within 1 s"):
+            await within(1, asyncio.sleep(100))
+
+    in_a_task(main())
+
+
+def test_a_cancellation_from_outside_is_one() -> None:
+    async def main() -> None:
+        task = asyncio.ensure_future(
+            within(10, asyncio.sleep(100)),
+        )
+        await asyncio.sleep(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run_virtual(main())
+
+
+def test_a_cancellation_from_outside_wins_over_the_limit() -> None:
+    async def slow_to_end() -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            await asyncio.sleep(5)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(within(10, slow_to_end()))
+        await asyncio.sleep(12)  # past the limit, in the cleanup
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run_virtual(main())
+
+
+def test_a_cancellation_reaches_what_only_lets_others_run() -> None:
+    async def yielding() -> None:
+        for _ in range(100):
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(within(10, yielding()))
+        await asyncio.sleep(0)  # it has begun
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run_virtual(main())

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Generator
 import pytest
 
 from taskiq import TaskiqDepends
-from tests.receiver.journal import Worker, complaints, message_of
+from tests.support.worker import Worker, complaints, message_of
 
 
 @types.coroutine

@@ -24,7 +24,7 @@ class CallError(Exception):
         self.items = tuple(items)
 
 
-class Bench:
+class Search:
     """Isolates, calling a function that fails for some of its items.
 
     :ivar calls: the items of each call, the first one included.
@@ -87,28 +87,28 @@ def test_the_bound_is_four_calls_for_each_halving_and_four_more(size: int) -> No
 def test_exactly_the_culprits_fail_for_every_choice_of_them(size: int) -> None:
     for count in range(size + 1):
         for poison in itertools.combinations(range(size), count):
-            bench = Bench(size, with_poison(poison))
-            bench.assert_sound(size)
-            bench.assert_errors_are_of_the_smallest_calls()
-            assert set(poison) <= bench.failed
-            if bench.extra_calls < bound(size) or count <= 3:
-                assert bench.failed == set(poison)
-                assert all(len(e.items) == 1 for e in errors(bench))
+            search = Search(size, with_poison(poison))
+            search.assert_sound(size)
+            search.assert_errors_are_of_the_smallest_calls()
+            assert set(poison) <= search.failed
+            if search.extra_calls < bound(size) or count <= 3:
+                assert search.failed == set(poison)
+                assert all(len(e.items) == 1 for e in errors(search))
 
 
-def errors(bench: Bench) -> list[CallError]:
-    found = list(bench.isolation.errors.values())
+def errors(search: Search) -> list[CallError]:
+    found = list(search.isolation.errors.values())
     return [error for error in found if isinstance(error, CallError)]
 
 
 @pytest.mark.parametrize("size", [2, 64, 1000])
 def test_one_culprit_is_found_wherever_it_is(size: int) -> None:
     for culprit in range(size):
-        bench = Bench(size, with_poison([culprit]))
-        bench.assert_sound(size)
-        assert bench.failed == {culprit}
+        search = Search(size, with_poison([culprit]))
+        search.assert_sound(size)
+        assert search.failed == {culprit}
         # A search, its culprit alone, and all who waited for its end.
-        assert bench.extra_calls <= math.ceil(math.log2(size)) + 2
+        assert search.extra_calls <= math.ceil(math.log2(size)) + 2
 
 
 @given(st.data(), st.integers(2, 1000))
@@ -117,9 +117,9 @@ def test_up_to_three_culprits_are_found_within_the_bound(
     size: int,
 ) -> None:
     poison = data.draw(st.sets(st.integers(0, size - 1), max_size=3))
-    bench = Bench(size, with_poison(poison))
-    bench.assert_sound(size)
-    assert bench.failed == poison
+    search = Search(size, with_poison(poison))
+    search.assert_sound(size)
+    assert search.failed == poison
 
 
 @given(st.data(), st.integers(1, 300))
@@ -128,10 +128,10 @@ def test_any_number_of_culprits_keeps_to_the_bound_and_frees_no_culprit(
     size: int,
 ) -> None:
     poison = data.draw(st.sets(st.integers(0, size - 1)))
-    bench = Bench(size, with_poison(poison))
-    bench.assert_sound(size)
-    bench.assert_errors_are_of_the_smallest_calls()
-    assert poison <= bench.failed
+    search = Search(size, with_poison(poison))
+    search.assert_sound(size)
+    search.assert_errors_are_of_the_smallest_calls()
+    assert poison <= search.failed
 
 
 @given(st.integers(1, 64), st.lists(st.booleans(), max_size=40))
@@ -140,34 +140,34 @@ def test_a_function_that_fails_at_random_gets_an_outcome_for_each_item_all_the_s
     fails: list[bool],
 ) -> None:
     moods = iter(fails)
-    bench = Bench(size, lambda _: next(moods, False))
-    bench.assert_sound(size)
-    bench.assert_errors_are_of_the_smallest_calls()
+    search = Search(size, lambda _: next(moods, False))
+    search.assert_sound(size)
+    search.assert_errors_are_of_the_smallest_calls()
 
 
 @pytest.mark.parametrize("size", [1, 2, 64, 1000])
 def test_after_a_failure_that_does_not_come_again_everything_succeeds(
     size: int,
 ) -> None:
-    bench = Bench(size, with_poison([]))
-    bench.assert_sound(size)
-    assert bench.failed == set()
-    assert bench.extra_calls <= math.ceil(math.log2(size)) + 1
+    search = Search(size, with_poison([]))
+    search.assert_sound(size)
+    assert search.failed == set()
+    assert search.extra_calls <= math.ceil(math.log2(size)) + 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 64, 1000])
 def test_an_outage_fails_each_item_with_the_error_of_the_smallest_call_it_was_in(
     size: int,
 ) -> None:
-    bench = Bench(size, with_poison(range(size)))
-    bench.assert_sound(size)
-    bench.assert_errors_are_of_the_smallest_calls()
-    assert bench.failed == set(range(size))
+    search = Search(size, with_poison(range(size)))
+    search.assert_sound(size)
+    search.assert_errors_are_of_the_smallest_calls()
+    assert search.failed == set(range(size))
 
 
 @pytest.mark.parametrize("size", [64, 1000])
 def test_an_outage_takes_all_calls_it_may_and_no_more(size: int) -> None:
-    assert Bench(size, with_poison(range(size))).extra_calls == bound(size)
+    assert Search(size, with_poison(range(size))).extra_calls == bound(size)
 
 
 def test_items_that_were_decided_in_a_failed_call_are_not_called_again() -> None:

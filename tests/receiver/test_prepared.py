@@ -14,8 +14,8 @@ from taskiq_dependencies import DependencyGraph
 from taskiq import AsyncBroker, Context, InMemoryBroker, TaskiqDepends
 from taskiq.acks import AcknowledgeType
 from taskiq.receiver import Receiver
-from tests.receiver.journal import CurrentContext, Worker, complaints
 from tests.support.brokers import QueueBroker
+from tests.support.worker import CurrentContext, Worker, complaints
 
 RANDINT = "taskiq.receiver.receiver.random.randint"
 

@@ -19,9 +19,9 @@ from taskiq import Context, TaskiqDepends, TaskiqState
 from taskiq.exceptions import NoResultError, TaskRejectedError
 from taskiq.receiver import Receiver
 from tests.receiver import process_tasks
-from tests.receiver.journal import CurrentContext, Worker, complaints, message_of
 from tests.support.brokers import QueueBroker, message_bytes
 from tests.support.virtual_time import run_virtual
+from tests.support.worker import CurrentContext, Worker, complaints, message_of
 
 # Python 3.12 and later: the dependency package throws errors into generators so.
 pytestmark = pytest.mark.filterwarnings(

@@ -223,7 +223,7 @@ async def test_anything_else_ends_the_process_with_an_error(
 ) -> None:
     with pytest.raises(SystemExit) as raised:
         await run_scheduler(SchedulerArgs(found, [], configure_logging=False))
-    assert raised.value.code == 1
+    assert raised.value.code == 2
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 

@@ -19,6 +19,7 @@ class QueueBroker(AsyncBroker):
     :ivar acked: ids of acknowledged messages, one entry per acknowledgement.
     :ivar delivered: ids of messages that `listen` gave out.
     :ivar failing_acks: ids whose acknowledgement raises.
+    :ivar steps: where each acknowledgement is written, too, as ``("ack", task id)``.
     """
 
     def __init__(self) -> None:
@@ -27,10 +28,17 @@ class QueueBroker(AsyncBroker):
         self.acked: list[str] = []
         self.delivered: list[str] = []
         self.failing_acks: set[str] = set()
+        self.steps: list[tuple[str, str]] = []
         self.is_closed = False
 
     async def kick(self, message: BrokerMessage) -> None:
         self.queue.put_nowait(message)
+
+    def put(self, data: bytes, task_id: str) -> None:
+        """Put in what nobody has sent."""
+        self.queue.put_nowait(
+            BrokerMessage(task_id=task_id, task_name="", message=data, labels={}),
+        )
 
     def take_all(self) -> list[BrokerMessage]:
         """Take out what was sent and not given out so far."""
@@ -45,15 +53,18 @@ class QueueBroker(AsyncBroker):
         try:
             while (message := await self.queue.get()) is not None:
                 self.delivered.append(message.task_id)
-                yield self._ackable(message)
+                yield self.ackable(message)
         finally:
             self.is_closed = True
 
-    def _ackable(self, message: BrokerMessage) -> AckableMessage:
+    def ackable(self, message: BrokerMessage) -> AckableMessage:
+        """Make a delivery of a message."""
+
         async def ack() -> None:
             if message.task_id in self.failing_acks:
                 raise ConnectionError(f"cannot ack {message.task_id}")
             self.acked.append(message.task_id)
+            self.steps.append(("ack", message.task_id))
 
         return AckableMessage(data=message.message, ack=ack)
 

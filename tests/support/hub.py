@@ -68,6 +68,11 @@ class Hub:
         self._thread.join()
         self._server.server_close()
 
+    def refuse(self) -> None:
+        """Take no more connections from now on; those that are open stay."""
+        self._server.shutdown()
+        self._server.server_close()
+
     def wait(self, condition: Callable[[], object], timeout: float = HANG) -> None:
         """Wait until something is true."""
         with self._changed:

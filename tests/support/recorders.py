@@ -25,11 +25,13 @@ class RecordingBackend(AsyncResultBackend[Any]):
     :ivar results: the last result of each id.
     :ivar saved: ids in the order they were saved, one entry per saving.
     :ivar failing: ids whose saving raises.
+    :ivar steps: where each saving is written, too, as ``("save", task id)``.
     """
 
     def __init__(self) -> None:
         self.results: dict[str, TaskiqResult[Any]] = {}
         self.saved: list[str] = []
+        self.steps: list[tuple[str, str]] = []
         self.failing: set[str] = set()
 
     async def set_result(self, task_id: str, result: TaskiqResult[Any]) -> None:
@@ -37,6 +39,7 @@ class RecordingBackend(AsyncResultBackend[Any]):
             raise ConnectionError(f"cannot save {task_id}")
         self.results[task_id] = result
         self.saved.append(task_id)
+        self.steps.append(("save", task_id))
 
     async def is_result_ready(self, task_id: str) -> bool:
         return task_id in self.results
@@ -97,8 +100,35 @@ class RecordingSource(ScheduleSource):
         self.schedules = [s for s in self.schedules if s.schedule_id != schedule_id]
 
 
-class RecordingMiddleware(TaskiqMiddleware):
-    """Writes down every worker-side hook as ``(hook, task id)``.
+class RecordingBatches(TaskiqMiddleware):
+    """Writes down the batches; no message waits for it before it joins one.
+
+    :ivar batches: those that were begun.
+    :ivar ended: those that have ended.
+    :ivar results: of each of those.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[BatchInfo] = []
+        self.ended: list[BatchInfo] = []
+        self.results: list[list[TaskiqResult[Any]]] = []
+
+    def on_batch_start(self, batch: BatchInfo) -> None:
+        self.batches.append(batch)
+
+    async def on_batch_end(
+        self,
+        batch: BatchInfo,
+        results: Sequence[TaskiqResult[Any]],
+    ) -> None:
+        assert len(batch.messages) == len(results)
+        self.ended.append(batch)
+        self.results.append(list(results))
+
+
+class RecordingMiddleware(RecordingBatches):
+    """Writes down every hook of a message, too, as ``(hook, task id)``.
 
     :param name: put before the name of each hook, to tell middlewares apart.
     :param events: where to write; give the same list to several recorders.
@@ -112,7 +142,6 @@ class RecordingMiddleware(TaskiqMiddleware):
         super().__init__()
         self.name = name
         self.events: list[tuple[str, str]] = [] if events is None else events
-        self.batches: list[BatchInfo] = []
 
     def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         self.events.append((f"{self.name}pre_execute", message.task_id))
@@ -136,12 +165,9 @@ class RecordingMiddleware(TaskiqMiddleware):
     ) -> None:
         self.events.append((f"{self.name}post_save", message.task_id))
 
-    def on_batch_start(self, batch: BatchInfo) -> None:
-        self.batches.append(batch)
 
-    async def on_batch_end(
-        self,
-        batch: BatchInfo,
-        results: Sequence[TaskiqResult[Any]],
-    ) -> None:
-        assert len(batch.messages) == len(results)
+def alike(errors: dict[str, Any], expected: dict[str, Any]) -> bool:
+    """Whether these are the same errors, though each message has its own copy."""
+    return {name: (type(e), e.args) for name, e in errors.items()} == {
+        name: (type(e), e.args) for name, e in expected.items()
+    }

@@ -1,6 +1,7 @@
 """What a type checker says about batch tasks, pinned: each row of the table of types.
 
-`test_types.py` runs mypy and pyright over this file, and registers its tasks.
+`tests/checkers` runs mypy and pyright over this file; `test_types.py` registers its
+tasks.
 """
 
 from __future__ import annotations

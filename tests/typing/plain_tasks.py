@@ -1,6 +1,7 @@
 """What a type checker says about plain tasks, pinned: batches change nothing for them.
 
-`test_types.py` runs mypy and pyright over this file, and registers its tasks.
+`tests/checkers` runs mypy and pyright over this file; `test_types.py` registers its
+tasks.
 """
 
 from __future__ import annotations
@@ -61,17 +62,13 @@ def told_nothing_about_batches(numbers: list[int]) -> list[str]:
     return []
 
 
-@broker.task(batch_size=10, batch_results="shared")
-async def with_labels_named_like_arguments(numbers: list[int]) -> list[str]:
-    return []
-
-
 @broker.task
 async def with_dependency(
     x: int,
     context: Context = TaskiqDepends(),  # noqa: B008 - how it is declared
 ) -> None:
     await context.ack()
+    assert_type(context.aborted(), bool)
 
 
 @async_shared_broker.task
@@ -110,8 +107,6 @@ async def sending_gives_a_handle_of_what_the_function_returns() -> None:
     assert_type(await labelled.kiq(1), AsyncTaskiqTask[bool])
     assert_type(await told_not_to_batch.kiq([1]), AsyncTaskiqTask[list[str]])
     assert_type(await told_nothing_about_batches.kiq([1]), AsyncTaskiqTask[list[str]])
-    sent = await with_labels_named_like_arguments.kiq([1])
-    assert_type(sent, AsyncTaskiqTask[list[str]])
     assert_type(await with_dependency.kiq(1), AsyncTaskiqTask[None])
     assert_type(await of_any_broker.kiq(1), AsyncTaskiqTask[bool])
     assert_type(await sync_of_any_broker.kiq(1), AsyncTaskiqTask[bool])
@@ -121,6 +116,7 @@ async def sending_gives_a_handle_of_what_the_function_returns() -> None:
 
 
 async def results_have_the_type_the_function_returns() -> None:
+    assert_type(await (await bare.kiq(1)).abort(), bool)
     result = await (await bare.kiq(1)).wait_result()
     assert_type(result, TaskiqResult[float])
     assert_type(result.return_value, float)

@@ -1,7 +1,7 @@
 """What a type checker refuses, pinned: each line here is an error to mypy and pyright.
 
-`test_types.py` runs both with the rule that a comment which ignores nothing is an error
-itself, so each of these lines fails the check as soon as it is accepted.
+`tests/checkers` runs both with the rule that a comment which ignores nothing is an
+error itself, so each of these lines fails the check as soon as it is accepted.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from argparse import ZERO_OR_MORE, ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ZERO_OR_MORE
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from taskiq.cli.common_args import (
     DEFAULT_TASKS_PATTERN,
@@ -12,11 +12,21 @@ from taskiq.cli.common_args import (
     add_import_options,
     add_logging_options,
 )
+from taskiq.cli.help import command_parser
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
     from collections.abc import Sequence
 
     from taskiq.scheduler.scheduler import TaskiqScheduler
+
+_EXAMPLES: Final = (
+    ("app.scheduling:scheduler", "send what is due; run one scheduler, not two"),
+    (
+        "app.scheduling:scheduler --fs-discover --skip-first-run",
+        "find the tasks, and leave out cron schedules of this minute",
+    ),
+)
 
 
 @dataclass
@@ -45,16 +55,18 @@ class SchedulerArgs:
 
         :param args: the arguments, by default those of the process.
         """
-        values = vars(_parser().parse_args(args))
+        values = vars(make_parser().parse_args(args))
         values["log_level"] = LogLevel[values["log_level"]]
         values["tasks_pattern"] = values["tasks_pattern"] or DEFAULT_TASKS_PATTERN
         return SchedulerArgs(**values)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        formatter_class=ArgumentDefaultsHelpFormatter,
-        description="Send tasks at the moments their schedules name.",
+def make_parser() -> ArgumentParser:
+    """Make what reads the command line of the scheduler."""
+    parser = command_parser(
+        "scheduler",
+        "Send tasks at the moments their schedules name.",
+        _EXAMPLES,
     )
     parser.add_argument(
         "scheduler",
@@ -73,27 +85,31 @@ def _parser() -> ArgumentParser:
 
 
 def _add_timing_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
+    group = parser.add_argument_group("timing")
+    group.add_argument(
         "--skip-first-run",
         action="store_true",
         help="do not send cron schedules that match the minute the scheduler is "
         "started in. Intervals and past times are sent at once all the same",
     )
-    parser.add_argument(
+    group.add_argument(
         "--update-interval",
         type=int,
+        metavar="SECONDS",
         default=None,
         help="seconds between two readings of the sources. Without it: 60",
     )
-    parser.add_argument(
+    group.add_argument(
         "--loop-interval",
         type=int,
+        metavar="SECONDS",
         default=None,
         help="seconds between two looks for schedules to send. Without it: 1",
     )
-    parser.add_argument(
+    group.add_argument(
         "--send-timeout",
         type=float,
+        metavar="SECONDS",
         default=None,
         help="seconds one sending may take; it is cancelled then, logged and "
         "repeated later. Without it a sending that hangs holds back its schedule "

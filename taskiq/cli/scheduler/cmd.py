@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from taskiq.abc.cmd import TaskiqCMD
-from taskiq.cli.scheduler.args import SchedulerArgs
+from taskiq.cli.scheduler.args import SchedulerArgs, make_parser
 from taskiq.cli.scheduler.run import run_scheduler
 
 if sys.version_info < (3, 11):
@@ -15,6 +15,7 @@ if sys.version_info < (3, 11):
     import threading
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
     from collections.abc import Coroutine, Sequence
     from types import FrameType
 
@@ -34,6 +35,10 @@ class SchedulerCMD(TaskiqCMD):
         if sys.version_info < (3, 11):
             job = _cancelled_by_sigint(job)
         asyncio.run(job)
+
+    def make_parser(self) -> ArgumentParser:
+        """Give what reads the arguments."""
+        return make_parser()
 
 
 if sys.version_info < (3, 11):

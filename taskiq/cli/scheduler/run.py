@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -11,6 +10,8 @@ from functools import partial
 from logging import basicConfig, getLogger
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from taskiq.cli.finding import StartError, find_or_make
+from taskiq.cli.installation import check_installation
 from taskiq.cli.scheduler.agenda import (
     Agenda,
     is_cron_task_now,
@@ -22,7 +23,7 @@ from taskiq.cli.scheduler.agenda import (
 from taskiq.cli.scheduler.cron import CATCH_UP, CronValueError
 from taskiq.cli.scheduler.feed import Feed
 from taskiq.cli.scheduler.lifecycle import SigtermGuard, shut_down, start_up
-from taskiq.cli.utils import import_object, import_tasks
+from taskiq.cli.utils import import_tasks
 from taskiq.exceptions import ScheduledTaskCancelledError, SendTaskError
 from taskiq.scheduler.scheduler import TaskiqScheduler
 
@@ -475,18 +476,12 @@ async def run_scheduler(args: SchedulerArgs) -> None:
 
 
 def _find_scheduler(args: SchedulerArgs) -> TaskiqScheduler:
-    scheduler: Any = args.scheduler
-    if isinstance(scheduler, str):
-        scheduler = import_object(scheduler, app_dir=args.app_dir)
-    if inspect.isfunction(scheduler):
-        scheduler = scheduler()
-    if not isinstance(scheduler, TaskiqScheduler):
-        logger.error(
-            "%r is neither a TaskiqScheduler nor a function returning one.",
-            args.scheduler,
-        )
-        sys.exit(1)
-    return scheduler
+    try:
+        check_installation()
+        return find_or_make(args.scheduler, args.app_dir, TaskiqScheduler, "scheduler")
+    except StartError as exc:
+        logger.error("%s", exc)  # noqa: TRY400 - the line says it all
+        sys.exit(exc.status)
 
 
 async def _serve(

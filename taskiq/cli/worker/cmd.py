@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from taskiq.abc.cmd import TaskiqCMD
-from taskiq.cli.worker.args import WorkerArgs
+from taskiq.cli.worker.args import WorkerArgs, make_parser
 from taskiq.cli.worker.run import run_worker
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
     from collections.abc import Sequence
 
 
@@ -24,3 +25,7 @@ class WorkerCMD(TaskiqCMD):
         :returns: exit status of the process, `None` for success.
         """
         return run_worker(WorkerArgs.from_cli(args))
+
+    def make_parser(self) -> ArgumentParser:
+        """Give what reads the arguments."""
+        return make_parser()

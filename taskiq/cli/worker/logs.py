@@ -2,12 +2,61 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
+from typing import Any, Final
+
+#: The format that is an object of JSON for each line.
+JSON: Final = "json"
+
+#: What every record has; anything else was given to it with `extra`.
+_OF_EVERY_RECORD: Final = frozenset(
+    vars(logging.makeLogRecord({})) | {"message": "", "asctime": "", "taskName": ""},
+)
+
+
+class JSONFormatter(logging.Formatter):
+    """Writes a record as an object of JSON in a line.
+
+    Its fields are `time` (UTC, ISO 8601), `logger`, `level`, `process` and `message`;
+    `exception` with a traceback if there is one, and what was given with `extra`.
+    """
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Make the line; what JSON has no form for is written as its `repr`."""
+        fields: dict[str, Any] = {
+            "time": self.formatTime(record),
+            "logger": record.name,
+            "level": record.levelname,
+            "process": record.processName,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        for name, value in vars(record).items():
+            if name not in _OF_EVERY_RECORD:
+                fields.setdefault(name, value)
+        return json.dumps(fields, default=repr)
 
 
 def configure_logging(level: int, log_format: str) -> None:
-    """Log to standard error, unless the root logger has a handler already."""
-    logging.basicConfig(level=level, format=log_format)
+    """Log to standard error, unless the root logger has a handler already.
+
+    :param log_format: a format of `logging`, or `json`.
+    """
+    if log_format != JSON:
+        logging.basicConfig(level=level, format=log_format)
+        return
+    # Lines of `warnings`, too: whoever reads the log expects nothing but objects.
+    logging.captureWarnings(True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(JSONFormatter())
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def set_levels(level: int) -> None:

@@ -19,10 +19,22 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from taskiq.cli.worker.supervisor import RELOAD_PATIENCE, End, Force, Start, Supervisor
+from taskiq.cli.finding import StartError
+from taskiq.cli.health.watch import HealthWatch
+from taskiq.cli.worker.reports import NotStarted, Reports, report, report_to
+from taskiq.cli.worker.supervisor import (
+    CANNOT_START,
+    MOST_FAILED_STARTS,
+    RELOAD_PATIENCE,
+    End,
+    Force,
+    Start,
+    Supervisor,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
+    from multiprocessing.connection import Connection
     from types import FrameType
 
     from watchdog.observers.api import BaseObserver
@@ -196,6 +208,7 @@ class ProcessManager:
     :param args: how many workers to run, and how; passed to each.
     :param worker_function: what a process runs, called with `args` by keyword.
     :param observer: tells about changed files if workers are to be reloaded for them.
+    :raises StartError: what its health is told by cannot be used.
     :ivar workers: the process of each worker, by its number.
     """
 
@@ -205,16 +218,20 @@ class ProcessManager:
         worker_function: Callable[[WorkerArgs], None],
         observer: BaseObserver | None = None,
     ) -> None:
+        self._health = HealthWatch(args)
         self.worker_function = worker_function
         self.action_queue = ActionQueue()
         self.args = args
         self.workers: list[Process] = []
         self._processes: dict[int, Process] = {}
+        self._reports: dict[int, Reports] = {}
         self._supervisor = Supervisor(
             workers=args.workers,
             max_fails=args.max_fails,
             hardkill_count=args.hardkill_count,
             kill_after=args.shutdown_timeout + _HARD_KILL_GRACE,
+            # Who edits the application is to find its workers waiting.
+            most_failed_starts=None if args.reload else MOST_FAILED_STARTS,
         )
         if args.reload and observer is not None:
             self._watch_files(observer)
@@ -260,6 +277,7 @@ class ProcessManager:
                 process.terminate()
             raise
         finally:
+            self._health.close()
             self.action_queue.close()
         logger.info("All workers have ended.")
         return self._supervisor.status
@@ -267,6 +285,7 @@ class ProcessManager:
     def _supervise(self) -> None:
         with self.action_queue.woken_by_signals():
             while not self._supervisor.is_over:
+                self._health.look(self._processes)
                 self._wait()
                 self._note_exits()
                 for action in self.action_queue.take_all():
@@ -280,36 +299,72 @@ class ProcessManager:
         if deadline is not None:
             timeout = min(max(deadline - time.monotonic(), 0), _LONGEST_WAIT)
         sentinels = [process.sentinel for process in self._processes.values()]
-        wait([self.action_queue.wakeup, *sentinels], timeout)
+        # On Windows it cannot wait for sockets that listen.
+        probes = [] if sys.platform == "win32" else self._health.waited_for
+        wait([self.action_queue.wakeup, *sentinels, *probes], timeout)
 
     def _note_exits(self) -> None:
+        # First of all: what one process cannot do another may have done.
+        for pid in self._reports:
+            self._read_reports(pid)
         for pid, process in list(self._processes.items()):
             if process.exitcode is None:
                 continue
+            self._read_reports(pid)  # it may have ended since
             del self._processes[pid]
             name, exitcode = process.name, process.exitcode
-            level = logging.INFO if exitcode == 0 else logging.WARNING
-            logger.log(level, "%s with pid %d ended: %s.", name, pid, _reason(exitcode))
             was_ending = self._supervisor.is_ending
-            delay = self._supervisor.exited(pid, exitcode, time.monotonic())
+            level = _level(is_wanted=exitcode == 0, is_ending=was_ending)
+            logger.log(level, "%s with pid %d ended: %s.", name, pid, _reason(exitcode))
+            reports = self._reports.pop(pid)
+            reports.close()
+            failure = reports.failure
+            delay = self._supervisor.exited(
+                pid,
+                exitcode,
+                time.monotonic(),
+                fatal_status=None if failure is None else failure.status,
+            )
             if not was_ending:
-                self._log_restart(name, delay)
+                self._log_restart(name, delay, failure)
 
-    def _log_restart(self, name: str, delay: float | None) -> None:
+    def _read_reports(self, pid: int) -> None:
+        reports = self._reports[pid]
+        had_started = reports.has_started
+        reports.read()
+        if reports.has_started and not had_started:
+            self._supervisor.imported(pid)
+
+    def _log_restart(
+        self,
+        name: str,
+        delay: float | None,
+        failure: NotStarted | None = None,
+    ) -> None:
         if delay is not None:
             logger.info("%s is started again in %.1f s.", name, delay)
+        elif failure is not None and failure.status is not None:
+            logger.error("%s", failure.error)
+        elif self._supervisor.status == CANNOT_START:
+            logger.error(
+                "The application cannot be imported, %d times in a row: %s",
+                MOST_FAILED_STARTS,
+                "the process died" if failure is None else failure.error,
+            )
         elif self._supervisor.is_ending:
             logger.warning("More than %d failures: stopping.", self.args.max_fails)
 
     def _take(self, action: ProcessActionBase) -> None:
         if isinstance(action, ShutdownAction):
-            logger.info("Workers are scheduled for shutdown.")
             if self._supervisor.shut_down() is Force.SOFT:
-                logger.info(
-                    "They finish their running tasks. "
-                    "After %d more signals they are stopped at once.",
-                    self._supervisor.soft_signals_left + 1,
+                left = self._supervisor.soft_signals_left + 1
+                meaning = (
+                    f"they finish their running tasks. {left} more "
+                    f"{'signal stops' if left == 1 else 'signals stop'} them at once."
                 )
+            else:
+                meaning = "they are stopped at once, and give up their running tasks."
+            logger.info("Workers are scheduled for shutdown: %s", meaning)
         elif isinstance(action, ReloadAllAction):
             action.handle(len(self.workers), self.action_queue)
         elif isinstance(action, ReloadOneAction):
@@ -327,7 +382,11 @@ class ProcessManager:
 
     def _start(self, worker: int) -> None:
         try:
-            process = _start_process(worker, self.args, self.worker_function)
+            reports = Reports()
+            process = _start_process(
+                worker, self.args, self.worker_function, reports.writer
+            )
+            reports.writer.close()
         except OSError:
             logger.exception("Cannot start a process.")
             delay = self._supervisor.failed_to_start(worker, time.monotonic())
@@ -337,6 +396,7 @@ class ProcessManager:
         if pid is None:  # for type checkers: a started process has one
             raise RuntimeError(f"{process.name} has no pid.")
         self._processes[pid] = process
+        self._reports[pid] = reports
         self._supervisor.started(worker, pid, time.monotonic())
         self.workers[worker : worker + 1] = [process]
 
@@ -347,7 +407,10 @@ class ProcessManager:
         except ProcessLookupError:
             logger.info("%s with pid %d has ended already.", process.name, order.pid)
         else:
-            level = logging.INFO if order.force is Force.SOFT else logging.WARNING
+            level = _level(
+                is_wanted=order.force is Force.SOFT,
+                is_ending=self._supervisor.is_ending,
+            )
             logger.log(
                 level,
                 "Told %s with pid %d to end: %s.",
@@ -355,6 +418,16 @@ class ProcessManager:
                 order.pid,
                 _MEANING[order.force],
             )
+
+
+def _level(*, is_wanted: bool, is_ending: bool) -> int:
+    """Say how loud the end of one process is told.
+
+    Where all of them end as they were asked to, one line for all has said so.
+    """
+    if not is_wanted:
+        return logging.WARNING
+    return logging.DEBUG if is_ending else logging.INFO
 
 
 _MEANING: Final = {
@@ -385,12 +458,13 @@ def _start_process(
     worker: int,
     args: WorkerArgs,
     worker_function: Callable[[WorkerArgs], None],
+    to_main: Connection | None = None,
 ) -> Process:
     # Not a daemon: those may have no processes of their own, such as a pool.
     process = Process(
         target=_run,
         name=_name(worker),
-        args=(worker_function, args),
+        args=(worker_function, args, to_main),
         daemon=False,
     )
     process.start()
@@ -402,13 +476,23 @@ def _name(worker: int) -> str:
     return f"worker-{worker}"
 
 
-def _run(worker_function: Callable[..., None], args: WorkerArgs) -> None:
+def _run(
+    worker_function: Callable[..., None],
+    args: WorkerArgs,
+    to_main: Connection | None = None,
+) -> None:
     """Run a worker in its process; an interruption is no error worth a traceback."""
+    if to_main is not None:
+        report_to(to_main)
     signal.set_wakeup_fd(-1)  # a forked process would wake its parent
     try:
         worker_function(args=args)
     except KeyboardInterrupt:
         return
+    except StartError as exc:
+        # The main process says why: once, for all its processes.
+        report(NotStarted(str(exc), exc.status))
+        sys.exit(exc.status)
 
 
 def _reason(exitcode: int) -> str:

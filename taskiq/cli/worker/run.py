@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import inspect
 import logging
 import multiprocessing
 import os
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from taskiq.abc.broker import AsyncBroker
-from taskiq.cli.utils import import_object, import_tasks
+from taskiq.cli.finding import StartError, find_broker, find_object
+from taskiq.cli.health.files import HealthDirectory
+from taskiq.cli.health.pulse import Pulse, Reading
+from taskiq.cli.installation import check_installation
+from taskiq.cli.utils import import_tasks
 from taskiq.cli.worker.executors import JOIN_GRACE, Pool
 from taskiq.cli.worker.logs import configure_logging, set_levels
 from taskiq.cli.worker.process_manager import ProcessManager
+from taskiq.cli.worker.reports import NotStarted, Started, report
 from taskiq.cli.worker.signals import (
     ParentWatch,
     close_without_handlers,
@@ -24,12 +27,19 @@ from taskiq.cli.worker.signals import (
     handle_signals,
     ignore_soft_signals,
 )
+from taskiq.health import ListenerState
+from taskiq.lifecycle import ended_within
+from taskiq.outage import brief
 from taskiq.receiver import Receiver
-from taskiq.receiver.restart import RestartDelays
+from taskiq.receiver.restart import ListenLoop
+from taskiq.receiver.source import is_disconnected
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from watchdog.observers.api import BaseObserver
 
+    from taskiq.abc.broker import AsyncBroker
     from taskiq.cli.worker.args import WorkerArgs
 
 logger = logging.getLogger("taskiq.worker")
@@ -49,16 +59,25 @@ def run_worker(args: WorkerArgs) -> int | None:
     """
     _choose_start_method()
     _set_up_logging(args)
-    logger.info("Pid of a main process: %d", os.getpid())
-    logger.info("Starting %d worker processes.", args.workers)
-    observer = _start_observer(args) if args.reload else None
-    manager = ProcessManager(
-        args=args,
-        observer=observer,
-        worker_function=start_listen,
-    )
     try:
-        return manager.start()
+        check_installation()
+    except StartError as exc:
+        logger.error("%s", exc)  # noqa: TRY400 - the line says it all
+        return exc.status
+    processes = (
+        "1 worker process" if args.workers == 1 else f"{args.workers} worker processes"
+    )
+    logger.info("Starting %s. Pid of the main process: %d.", processes, os.getpid())
+    observer = _start_observer(args) if args.reload else None
+    try:
+        return ProcessManager(
+            args=args,
+            observer=observer,
+            worker_function=start_listen,
+        ).start()
+    except StartError as exc:
+        logger.error("%s", exc)  # noqa: TRY400 - the command line is wrong, not the code
+        return exc.status
     finally:
         if observer is not None:
             observer.stop()
@@ -102,6 +121,7 @@ def _start_observer(args: WorkerArgs) -> BaseObserver:
 def start_listen(args: WorkerArgs) -> None:
     """Receive and run tasks until a signal tells to stop; this is a worker process.
 
+    :raises StartError: the worker cannot start, and need not be tried again.
     :raises SystemExit: the worker could not start, failed, or was stopped the hard way.
     """
     exit_on_signals()
@@ -117,20 +137,27 @@ def _serve(args: WorkerArgs) -> None:
     loop = _new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        broker = _find_broker(args)
+        broker = find_broker(args.broker, args.app_dir)
         broker.is_worker_process = True
         import_tasks(args.modules, args.tasks_pattern, args.fs_discover)
         service = _Service(args, broker, get_receiver_type(args))
-    except Exception:
+    except StartError:
+        loop.close()
+        raise
+    except Exception as exc:
         logger.exception("This worker cannot start.")
+        report(NotStarted(brief(exc)))
         loop.close()
         sys.exit(1)
+    report(Started())
     _keep_application_out_of_collections()
     status = loop.run_until_complete(service.run())
     if not service.is_executor_joined:
         _exit_at_once(status)
     loop.run_until_complete(_clean_up())
     close_without_handlers(loop)
+    if service.start_error is not None:
+        raise service.start_error
     if status:
         sys.exit(status)
 
@@ -153,28 +180,14 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def _find_broker(args: WorkerArgs) -> AsyncBroker:
-    broker: Any = args.broker
-    if isinstance(broker, str):
-        broker = import_object(broker, app_dir=args.app_dir)
-    if inspect.isfunction(broker):
-        broker = broker()
-    if not isinstance(broker, AsyncBroker):
-        raise ValueError(  # noqa: TRY004 - a bad argument is a bad value
-            f"{args.broker!r} is neither an AsyncBroker nor a function returning one, "
-            f"but {broker!r}.",
-        )
-    return broker
-
-
 def get_receiver_type(args: WorkerArgs) -> type[Receiver]:
     """Import the class of the receiver.
 
-    :raises ValueError: what `args` names is no subclass of `Receiver`.
+    :raises StartError: what `args` names is no subclass of `Receiver`.
     """
-    receiver_type = import_object(args.receiver, app_dir=args.app_dir)
+    receiver_type = find_object(args.receiver, args.app_dir, type, "receiver")
     if not (isinstance(receiver_type, type) and issubclass(receiver_type, Receiver)):
-        raise ValueError(  # noqa: TRY004 - a bad argument is a bad value
+        raise StartError(
             f"{args.receiver!r} is no subclass of taskiq.receiver.Receiver, "
             f"but {receiver_type!r}.",
         )
@@ -185,6 +198,7 @@ class _Service:
     """A receiver at work, from its creation until the broker is shut down.
 
     :ivar is_executor_joined: whether no thread or process is left that runs a task.
+    :ivar start_error: why no process of this worker can start, if that is so.
     """
 
     def __init__(
@@ -201,16 +215,24 @@ class _Service:
         self._finish = asyncio.Event()
         self._is_stopped_hard = False
         self._task: asyncio.Task[Any] | None = None
+        self._is_orphan = False
         self.is_executor_joined = False
+        self.start_error: StartError | None = None
 
     async def run(self) -> int:
         """Receive until told to stop, then release everything.
 
-        :returns: exit status: 0, or 1 after a failure or a hard stop.
+        :returns: exit status: 0, or 1 after a failure, a hard stop, or the end of the
+            main process.
         """
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
-        handle_signals(loop, soft=self._stop, hard=self._stop_hard)
+        handle_signals(
+            loop,
+            soft=self._stop,
+            hard=self._stop_hard,
+            at_once=self._note_stop,
+        )
         parent_check = loop.create_task(self._finish_with_parent())
         try:
             async with AsyncExitStack() as stack:
@@ -223,12 +245,19 @@ class _Service:
             if not self._is_stopped_hard:
                 raise
             return 1
+        except StartError as exc:
+            self.start_error = exc
+            return exc.status
         except Exception:
             logger.exception("The worker failed.")
             return 1
         finally:
             parent_check.cancel()
-        return 0
+        return int(self._is_orphan)
+
+    def _note_stop(self) -> None:
+        if self._receiver is not None:
+            self._receiver.stop.ask()
 
     def _stop(self) -> None:
         self._finish.set()
@@ -249,6 +278,7 @@ class _Service:
         while not parent.is_gone():  # noqa: ASYNC110 - nobody would set an event
             await asyncio.sleep(_ORPHAN_CHECK_INTERVAL)
         logger.warning("The main process is gone: stopping.")
+        self._is_orphan = True
         self._finish.set()
 
     def _make_receiver(self) -> Receiver:
@@ -268,26 +298,61 @@ class _Service:
         )
 
     async def _listen(self, receiver: Receiver) -> None:
-        """Listen, again and again if the listener fails once the broker is started."""
-        clock = asyncio.get_running_loop().time
-        delays = RestartDelays()
-        while True:
-            began = clock()
-            try:
-                return await receiver.listen(self._finish)
-            except Exception as exc:
-                if self._finish.is_set() or not receiver.has_started_broker:
-                    raise
-                delay = delays.after_failure(clock() - began)
-                logger.warning(
-                    "The listener failed, it is started again in %.1f s: %s",
-                    delay,
-                    exc,
-                    exc_info=True,
-                )
-            receiver.run_startup = False
-            if await _is_set_within(self._finish, delay):
-                return None
+        """Listen, again and again if the listener fails or there is no broker yet.
+
+        After an error of the application's own hooks a new process is the better try.
+        """
+
+        def prepared(run_startup: bool) -> Receiver:
+            if not run_startup:
+                receiver.run_startup = False
+            return receiver
+
+        listening = ListenLoop(
+            self._broker,
+            prepared,
+            run_startup=receiver.run_startup,
+            gives_up=self._gives_up,
+        )
+        with self._telling_health(receiver, listening):
+            await listening.run(self._finish)
+
+    @contextmanager
+    def _telling_health(
+        self,
+        receiver: Receiver,
+        listening: ListenLoop,
+    ) -> Generator[None, None, None]:
+        """Write heartbeats meanwhile, if that is asked for."""
+        directory = self._args.health_file
+        if directory is None:
+            yield
+            return
+
+        def state() -> ListenerState:
+            if self._finish.is_set():
+                return ListenerState.STOPPING
+            state = listening.state
+            is_away = state is ListenerState.LISTENING and is_disconnected(self._broker)
+            return ListenerState.AWAY if is_away else state
+
+        take = Reading(receiver, state).take
+        pulse = Pulse(HealthDirectory(directory), self._args.broker, take)
+        pulse.start()
+        try:
+            yield
+        finally:
+            pulse.stop()
+
+    def _gives_up(self, error: Exception) -> bool:
+        """Whether the broker is not tried to be started again after this error.
+
+        :raises StartError: it is not, and by no other process either.
+        """
+        if self._args.fail_fast:
+            text = f"Cannot start the broker: {brief(error)}"
+            raise StartError(text, status=1) from error
+        return error is self._broker.lifecycle.hook_error
 
     async def _join_executor(self) -> None:
         is_waited_for = (
@@ -297,25 +362,14 @@ class _Service:
         self.is_executor_joined = await self._pool.join(limit)
 
 
-async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except asyncio.TimeoutError:
-        return False
-    return True
-
-
 async def shutdown_broker(broker: AsyncBroker, timeout: float) -> None:
     """Shut down a broker; what goes wrong is logged, not raised.
 
     :param timeout: seconds the broker has for it.
     """
-    logger.info("Shutting down the broker.")
-    shutdown = asyncio.ensure_future(broker.shutdown())
-    # Not `wait_for`: it waits on for a coroutine that does not let itself be cancelled.
-    await asyncio.wait({shutdown}, timeout=timeout)
-    if not shutdown.done():
-        shutdown.cancel()
+    logger.debug("Shutting down the broker.")
+    shutdown = await ended_within(timeout, broker.shutdown())
+    if shutdown is None:
         logger.warning("The broker did not shut down within %g s.", timeout)
         return
     try:

@@ -47,10 +47,13 @@ def handle_signals(
     loop: asyncio.AbstractEventLoop,
     soft: Callable[[], None],
     hard: Callable[[], None],
+    at_once: Callable[[], None],
 ) -> None:
     """Have signals call functions in an event loop, and wake it if it waits.
 
     :param loop: the loop of the main thread.
+    :param at_once: called for any of them in the moment it comes, though the loop may
+        be held up: it interrupts whatever runs.
     :param soft: for signals after which running tasks are finished.
     :param hard: for signals after which they are not.
     """
@@ -58,16 +61,27 @@ def handle_signals(
         for signum in signums:
             if sys.platform == "win32":
                 # The loops there know no signals, but are woken by them.
-                signal.signal(signum, _in_loop(loop, function))
+                signal.signal(signum, _in_loop(loop, function, at_once))
             else:
                 loop.add_signal_handler(signum, function)
+                # In the place of one that does nothing: the loop is told anyway.
+                signal.signal(signum, _at_once(at_once))
+
+
+def _at_once(function: Callable[[], None]) -> Callable[[int, FrameType | None], None]:
+    def handler(_signum: int, _frame: FrameType | None) -> None:
+        function()
+
+    return handler
 
 
 def _in_loop(
     loop: asyncio.AbstractEventLoop,
     function: Callable[[], None],
+    at_once: Callable[[], None],
 ) -> Callable[[int, FrameType | None], None]:
     def handler(_signum: int, _frame: FrameType | None) -> None:
+        at_once()
         loop.call_soon_threadsafe(function)
 
     return handler

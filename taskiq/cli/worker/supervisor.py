@@ -24,6 +24,22 @@ RELOAD_PATIENCE: Final = 10.0
 #: for the rest: one that finds nothing to do is not to be started in a spin.
 SHORTEST_LIFE: Final = 1.0
 
+#: So many processes of a worker that die before they have imported the application,
+#: one after the other, and it is given up.
+MOST_FAILED_STARTS: Final = 3
+
+#: Exit status then.
+CANNOT_START: Final = 1
+
+#: Exit status of a stop that did not wait for running tasks.
+STOPPED_AT_ONCE: Final = 1
+
+#: Most seconds until the successor of a process that failed is started.
+LONGEST_DELAY: Final = 30.0
+
+#: A process that lived for so many seconds was healthy: its failures are forgotten.
+HEALTHY_AFTER: Final = 60.0
+
 #: Exit status after more failures than are tolerated; the shell sees it as 255.
 TOO_MANY_FAILURES: Final = -1
 
@@ -61,6 +77,7 @@ class _Process:
     started_at: float
     force: Force | None = None
     told_at: float = 0.0
+    has_imported: bool = False
 
 
 @dataclass(slots=True)
@@ -68,8 +85,9 @@ class _Worker:
     """A place for one process, which is filled again when it gets empty."""
 
     pid: int | None = None
+    failed_starts: int = 0
     start_at: float | None = None
-    delays: RestartDelays = field(default_factory=RestartDelays)
+    delays: RestartDelays = field(default_factory=lambda: RestartDelays(LONGEST_DELAY))
 
 
 class Supervisor:
@@ -81,6 +99,8 @@ class Supervisor:
     :param max_fails: most failures that are tolerated; no limit below 1.
     :param hardkill_count: how many signals are soft before one is hard.
     :param kill_after: seconds a process has to end after it was told to the hard way.
+    :param most_failed_starts: so many processes of one worker in a row that die before
+        they have imported the application end all; `None` is no limit.
     """
 
     def __init__(
@@ -89,12 +109,15 @@ class Supervisor:
         max_fails: int,
         hardkill_count: int,
         kill_after: float,
+        most_failed_starts: int | None = None,
     ) -> None:
         self._workers = [_Worker(start_at=float("-inf")) for _ in range(workers)]
         self._processes: dict[int, _Process] = {}
         self._max_fails = max_fails
         self._hardkill_count = hardkill_count
         self._kill_after = kill_after
+        self._most_failed_starts = most_failed_starts
+        self._has_ever_imported = False
         self._fails = 0
         self._signals = 0
         self._force: Force | None = None
@@ -132,9 +155,23 @@ class Supervisor:
         """
         return self._failed(self._workers[worker], ran_for=0, now=now)
 
-    def exited(self, pid: int, exitcode: int, now: float) -> float | None:
+    def imported(self, pid: int) -> None:
+        """Note that a process has imported the application."""
+        process = self._processes[pid]
+        process.has_imported = self._has_ever_imported = True
+        self._workers[process.worker].failed_starts = 0
+
+    def exited(
+        self,
+        pid: int,
+        exitcode: int,
+        now: float,
+        fatal_status: int | None = None,
+    ) -> float | None:
         """Note that a process has ended.
 
+        :param fatal_status: exit status of all if no other process could start either.
+            Those that run may know an application that could be imported.
         :returns: seconds until another one is started, `None` if there will be none.
         """
         process = self._processes.pop(pid)
@@ -149,10 +186,32 @@ class Supervisor:
             delay = 0.0
         elif exitcode == 0:
             delay = max(SHORTEST_LIFE - ran_for, 0)
+        # One that runs for so long and does not say so is another worker function.
+        elif self._cannot_start(
+            worker, process.has_imported or ran_for >= HEALTHY_AFTER, fatal_status
+        ):
+            return None
         else:
             return self._failed(worker, ran_for, now)
         worker.start_at = now + delay
         return delay
+
+    def _cannot_start(
+        self,
+        worker: _Worker,
+        has_imported: bool,
+        fatal_status: int | None,
+    ) -> bool:
+        """Decide whether the failure of a process ends all of them."""
+        worker.failed_starts = 0 if has_imported else worker.failed_starts + 1
+        if fatal_status is not None and (has_imported or not self._has_ever_imported):
+            self.status = fatal_status
+        elif worker.failed_starts == self._most_failed_starts:
+            self.status = CANNOT_START
+        else:
+            return False
+        self._end_all(Force.SOFT)
+        return True
 
     def _failed(self, worker: _Worker, ran_for: float, now: float) -> float | None:
         self._fails += 1
@@ -160,7 +219,7 @@ class Supervisor:
             self.status = TOO_MANY_FAILURES
             self._end_all(Force.SOFT)
             return None
-        delay = worker.delays.after_failure(ran_for)
+        delay = worker.delays.after_failure(was_healthy=ran_for >= HEALTHY_AFTER)
         worker.start_at = now + delay
         return delay
 
@@ -189,6 +248,7 @@ class Supervisor:
             force = Force.SOFT
         else:
             force = Force.HARD if self._signals == hard else Force.KILL
+            self.status = self.status or STOPPED_AT_ONCE
         self._end_all(force)
         return force
 

@@ -1,0 +1,63 @@
+# What the verbs of .ci share: sourced, not run. A verb works from a fresh clone and leaves
+# .venv, .released (taskiq 0.13.0, to compare with) and otherwise only temporary files, which it removes.
+# shellcheck shell=bash
+set -euo pipefail
+exec </dev/null
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+# Keep what the tools write beside the code out of the checkout.
+export HYPOTHESIS_STORAGE_DIRECTORY="$scratch/hypothesis"
+export MYPY_CACHE_DIR="$scratch/mypy"
+export PYTEST_ADDOPTS="${PYTEST_ADDOPTS:-} -o cache_dir='$scratch/pytest'"
+export PYTHONPYCACHEPREFIX="$scratch/bytecode"
+export RUFF_CACHE_DIR="$scratch/ruff"
+
+step() {
+    printf '\n==> %s\n' "$1"
+}
+
+# The fenced block of README.md that follows "<!-- command: NAME -->".
+readme_command() {
+    awk -v marker="<!-- command: $1 -->" '
+        inside && /^[ ]*```/ { complete = 1; exit }
+        inside { print; next }
+        found && /^[ ]*```/ { inside = 1 }
+        index($0, marker) { found = 1 }
+        END { if (!complete) exit 1 }
+    ' README.md || {
+        echo "README.md has no fenced block after <!-- command: $1 -->" >&2
+        return 1
+    }
+}
+
+# A shell of its own that stops at the first failing line, as a reader would.
+run_command() {
+    bash -euo pipefail -c "$1"
+}
+
+# The test command of README.md without the run itself: what sets up .venv.
+tests=.venv/bin/pytest
+readme_setup() {
+    local command
+    command=$(readme_command test)
+    [[ $command == *" && $tests" ]] || {
+        echo "the test command of README.md does not end in '&& $tests'" >&2
+        return 1
+    }
+    printf '%s' "${command% && "$tests"}"
+}
+
+# .venv as README's test command makes it, and the groups of pyproject.toml that are named.
+need() {
+    [[ -x $tests ]] || {
+        step "set-up: the test command of README.md, without its run"
+        run_command "$(readme_setup)"
+    }
+    local group
+    for group in "$@"; do
+        .venv/bin/pip install -q --group "$group"
+    done
+}

@@ -1,0 +1,233 @@
+"""taskiq-nats, with many operations at the same time.
+
+The classes, their arguments, the subjects, streams and buckets and what is in them are
+those of `taskiq_nats`, so that processes with and without this module share them.
+"""
+
+# pyright: reportMissingImports=false, reportMissingTypeStubs=false
+# pyright: reportUntypedBaseClass=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportInvalidTypeVarUse=false
+# The plugin may not be installed where types are checked, and is typed in part.
+
+from __future__ import annotations
+
+import asyncio
+import json
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from taskiq.abc.broker import AsyncBroker
+from taskiq.adapters._bulk import in_chunks, load_all, plugin_is_missing
+from taskiq.adapters._feed import ResultFeed, Waiters
+from taskiq.bulk import run_bounded
+from taskiq.result import TaskiqResult
+
+try:
+    import taskiq_nats as plugin
+    from nats.js.errors import NotFoundError
+except ImportError as exc:
+    raise plugin_is_missing(__name__, "taskiq-nats") from exc
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from taskiq.message import BrokerMessage
+
+__all__ = [
+    "NATSObjectStoreResultBackend",
+    "NatsBroker",
+    "PullBasedJetStreamBroker",
+    "PushBasedJetStreamBroker",
+]
+
+_ReturnType = TypeVar("_ReturnType")
+
+#: Seconds that the server has to say that it has stored, as with the plugin.
+_PATIENCE: Final = 5.0
+#: How many results are stored or read at the same time.
+_RESULTS_AT_ONCE: Final = 100
+
+
+def _size(message: BrokerMessage) -> int:
+    return len(message.message)
+
+
+class NatsBroker(plugin.NatsBroker):
+    """`taskiq_nats.NatsBroker`, with many messages in one round trip."""
+
+    async def kick_many(
+        self,
+        messages: Sequence[BrokerMessage],
+    ) -> list[Exception | None]:
+        """Send many messages, and have the server confirm a thousand at a time."""
+        return await in_chunks(self._publish, messages, _size)
+
+    async def _publish(
+        self,
+        messages: Sequence[BrokerMessage],
+    ) -> list[Exception | None]:
+        outcomes: list[Exception | None] = []
+        for message in messages:
+            try:
+                await self.kick(message)
+            except Exception as exc:  # noqa: BLE001, PERF203 - each for itself
+                outcomes.append(exc)
+            else:
+                outcomes.append(None)
+        await self.client.flush(int(_PATIENCE))
+        return outcomes
+
+
+class _JetStreamBroker(AsyncBroker):
+    """What publishes many messages before it waits for the server to store them."""
+
+    async def kick_many(
+        self,
+        messages: Sequence[BrokerMessage],
+    ) -> list[Exception | None]:
+        """Send many messages, a thousand in one round trip; each fails for itself."""
+        return await in_chunks(self._publish, messages, _size)
+
+    async def _publish(
+        self,
+        messages: Sequence[BrokerMessage],
+    ) -> list[Exception | None]:
+        plugins_own: Any = self
+        publish, subject = plugins_own.js.publish_async, plugins_own.subject
+        outcomes: list[Exception | None] = [None] * len(messages)
+        stored: dict[int, asyncio.Future[Any]] = {}
+        try:
+            for number, message in enumerate(messages):
+                try:
+                    stored[number] = await publish(
+                        subject,
+                        message.message,
+                        headers=message.labels,
+                    )
+                except Exception as exc:  # noqa: BLE001, PERF203 - each for itself
+                    outcomes[number] = exc
+            if stored:
+                await asyncio.wait(stored.values(), timeout=_PATIENCE)
+            for number, future in stored.items():
+                outcomes[number] = _error_of(future)
+        finally:
+            for future in stored.values():
+                future.cancel()
+        return outcomes
+
+
+def _error_of(stored: asyncio.Future[Any]) -> Exception | None:
+    """Tell why it is not known that a message is stored, `None` if it is."""
+    if not stored.done():
+        return asyncio.TimeoutError(
+            f"the server did not say within {_PATIENCE} s that it stored the message",
+        )
+    if stored.cancelled():
+        return ConnectionError(
+            "the connection was closed before the message was stored"
+        )
+    error = stored.exception()
+    if error is None or isinstance(error, Exception):
+        return error
+    raise error
+
+
+class PushBasedJetStreamBroker(_JetStreamBroker, plugin.PushBasedJetStreamBroker):
+    """`taskiq_nats.PushBasedJetStreamBroker`, with many messages in one round trip."""
+
+
+class PullBasedJetStreamBroker(_JetStreamBroker, plugin.PullBasedJetStreamBroker):
+    """`taskiq_nats.PullBasedJetStreamBroker`, with many messages in one round trip."""
+
+
+class NATSObjectStoreResultBackend(plugin.NATSObjectStoreResultBackend[_ReturnType]):
+    """`taskiq_nats.NATSObjectStoreResultBackend`, with many results at the same time.
+
+    What is written to a bucket can be subscribed to: one subscription tells all who
+    wait in an event loop, whether the worker has this class or the plugin's.
+    """
+
+    @cached_property
+    def _feed(self) -> ResultFeed:
+        return ResultFeed(self._follow)
+
+    async def set_results(
+        self,
+        results: Mapping[str, TaskiqResult[Any]],
+    ) -> Mapping[str, Exception]:
+        """Store many results, a hundred at the same time; each fails for itself."""
+
+        async def store(task_id: str) -> None:
+            await self.set_result(task_id, results[task_id])
+
+        outcomes = await run_bounded(store, list(results), _RESULTS_AT_ONCE)
+        return {
+            task_id: outcome
+            for task_id, outcome in zip(results, outcomes, strict=True)
+            if outcome is not None
+        }
+
+    async def get_results(
+        self,
+        task_ids: Sequence[str],
+        with_logs: bool = False,
+    ) -> Mapping[str, TaskiqResult[_ReturnType]]:
+        """Read those of many results that are there, a hundred at the same time."""
+        unique = list(dict.fromkeys(task_ids))
+        read = await run_bounded(self._read, unique, _RESULTS_AT_ONCE)
+        return load_all(unique, read, partial(self._load, with_logs=with_logs))
+
+    async def wait_for_result(
+        self,
+        task_id: str,
+        timeout: float,
+        with_logs: bool = False,
+    ) -> TaskiqResult[_ReturnType]:
+        """Wait until a result is there, and read it; those who wait are told."""
+        look = partial(self._read, task_id)
+        return self._load(await self._feed.wait(task_id, look, timeout), with_logs)
+
+    async def shutdown(self) -> None:
+        """End the subscription and close what the plugin has opened."""
+        await self._feed.close()
+        await super().shutdown()
+
+    async def _read(self, task_id: str) -> bytes | None:
+        """Read a result without what the plugin needs for one of many pieces."""
+        try:
+            data: Any
+            info = await self.object_store.get_info(task_id)
+            if info.chunks == 1:
+                piece = await self.nats_jetstream.get_last_msg(
+                    f"OBJ_{self.bucket_name}",
+                    f"$O.{self.bucket_name}.C.{info.nuid}",
+                )
+                data = piece.data
+            else:
+                data = (await self.object_store.get(task_id)).data
+            if not self.keep_results:
+                await self.object_store.delete(task_id)
+        except NotFoundError:
+            return None
+        return cast("bytes", data)
+
+    def _load(self, data: bytes, with_logs: bool) -> TaskiqResult[_ReturnType]:
+        result = TaskiqResult[_ReturnType].model_validate(self.serializer.loadb(data))
+        if not with_logs:
+            result.log = None
+        return result
+
+    async def _follow(self, waiters: Waiters) -> None:
+        """Hear what is written about objects; each of them is described once stored."""
+        subscription = await self.nats_client.subscribe(f"$O.{self.bucket_name}.M.*")
+        try:
+            await self.nats_client.flush()
+            waiters.connected()
+            async for message in subscription.messages:
+                info = json.loads(message.data)
+                if not info.get("deleted"):
+                    waiters.tell([info["name"]])
+        finally:
+            if not self.nats_client.is_closed:
+                await subscription.unsubscribe()

@@ -1,0 +1,970 @@
+"""taskiq-redis, with many operations in one round trip.
+
+The classes, their arguments, the keys and what is in them are those of `taskiq_redis`,
+so that processes with and without this module share queues and results.
+"""
+
+# pyright: reportMissingImports=false, reportMissingTypeStubs=false
+# pyright: reportUntypedBaseClass=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPrivateUsage=false, reportIncompatibleVariableOverride=false
+# The plugin may not be installed where types are checked, and is typed in part.
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import time
+from abc import abstractmethod
+from collections import defaultdict, deque
+from contextlib import asynccontextmanager, nullcontext
+from functools import cached_property, partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from taskiq.abc.broker import AsyncBroker
+from taskiq.abc.result_backend import AsyncResultBackend
+from taskiq.aborts import AbortStore
+from taskiq.acks import AckableMessage
+from taskiq.adapters._aborts import as_payload, hear_payload
+from taskiq.adapters._bulk import (
+    dump_all,
+    failures,
+    in_chunks,
+    load_all,
+    plugin_is_missing,
+)
+from taskiq.adapters._feed import ResultFeed, Waiters, payloads
+from taskiq.bulk import GroupCommit, cancel_all
+from taskiq.models import maker_of
+from taskiq.result import TaskiqResult
+
+try:
+    import redis.asyncio as client
+    import taskiq_redis as plugin
+except ImportError as exc:
+    raise plugin_is_missing(__name__, "taskiq-redis") from exc
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncGenerator,
+        Callable,
+        Collection,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
+    from contextlib import AbstractAsyncContextManager
+
+    from taskiq.abc.serializer import TaskiqSerializer
+    from taskiq.message import BrokerMessage
+
+__all__ = [
+    "ListQueueBroker",
+    "ListQueueClusterBroker",
+    "ListQueueSentinelBroker",
+    "PubSubBroker",
+    "PubSubSentinelBroker",
+    "RedisAsyncClusterResultBackend",
+    "RedisAsyncResultBackend",
+    "RedisAsyncSentinelResultBackend",
+    "RedisStreamBroker",
+    "RedisStreamClusterBroker",
+    "RedisStreamSentinelBroker",
+]
+
+_ReturnType = TypeVar("_ReturnType")
+
+logger = logging.getLogger("taskiq.adapters")
+
+#: Milliseconds a read waits for messages at most. It is shorter than the time after
+#: which clients give up a read, 5 s by default since redis-py 8.
+_LONGEST_BLOCK: Final = 2000
+#: Seconds between two searches for messages that nobody is about to acknowledge.
+_LONGEST_PAUSE: Final = 5.0
+#: What a server that is away makes operations fail with.
+_TROUBLE: Final = (OSError, asyncio.TimeoutError, client.RedisError)
+#: Where a search begins, and what it says when it has seen all.
+_BEGINNING: Final = "0-0"
+
+
+async def _pipelined(
+    redis: Any,
+    commands: Sequence[tuple[Any, ...]],
+    **options: Any,
+) -> list[Any]:
+    """Run commands in one round trip, without a transaction.
+
+    :param options: what the client has to know to read the replies.
+    :returns: for each command, in order, its reply or the error of the server.
+    """
+    if len(commands) == 1:
+        try:
+            return [await redis.execute_command(*commands[0], **options)]
+        except client.ResponseError as exc:
+            return [exc]
+    pipeline = redis.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command, **options)
+    replies: list[Any] = await pipeline.execute(raise_on_error=False)
+    return replies
+
+
+def _size_of_message(message: tuple[Any, Any]) -> int:
+    """Give the bytes of a queue and what is sent there.
+
+    :raises TypeError: if it is of a type that cannot be sent.
+    :raises UnicodeEncodeError: if it is a text that cannot be encoded.
+    """
+    queue, data = message
+    if not isinstance(queue, (str, bytes)):
+        raise TypeError(
+            f"the label queue_name must be the name of a queue, got {queue!r}",
+        )
+    if not isinstance(data, (str, bytes)):
+        raise TypeError(f"a message must be bytes, got {type(data).__name__}")
+    return _size_of_text(queue) + _size_of_text(data)
+
+
+def _size_of_text(text: str | bytes) -> int:
+    return len(text.encode() if isinstance(text, str) else text)
+
+
+def _error(reply: Any) -> Exception | None:
+    return reply if isinstance(reply, Exception) else None
+
+
+# -- Brokers ----------------------------------------------------------------------
+
+
+class _Broker(AsyncBroker):
+    """What sends many messages in one round trip."""
+
+    queue_name: str
+
+    @abstractmethod
+    def _redis(self) -> AbstractAsyncContextManager[Any]:
+        """Give a client of the server."""
+
+    @abstractmethod
+    def _commands(
+        self,
+        messages: Sequence[tuple[str, bytes]],
+    ) -> list[tuple[tuple[Any, ...], list[int]]]:
+        """Give the commands that send messages.
+
+        :param messages: queues and what is sent there.
+        :returns: each command and the numbers of the messages it sends.
+        """
+
+    @cached_property
+    def _sends(self) -> GroupCommit[BrokerMessage, None]:
+        return GroupCommit(self._send)
+
+    async def kick(self, message: BrokerMessage) -> None:
+        """Send one message, together with others that are sent at the same time."""
+        await self._sends.submit(message)
+
+    async def kick_many(
+        self,
+        messages: Sequence[BrokerMessage],
+    ) -> list[Exception | None]:
+        """Send many messages, a thousand in one round trip; each fails for itself."""
+        return await self._send(messages)
+
+    async def _send(self, messages: Sequence[BrokerMessage]) -> list[Exception | None]:
+        default = self.queue_name
+        return await in_chunks(
+            self._send_chunk,
+            [
+                (each.labels.get("queue_name") or default, each.message)
+                for each in messages
+            ],
+            _size_of_message,
+        )
+
+    async def _send_chunk(
+        self,
+        messages: Sequence[tuple[str, bytes]],
+    ) -> list[Exception | None]:
+        commands = self._commands(messages)
+        async with self._redis() as redis:
+            replies = await _pipelined(redis, [command for command, _ in commands])
+        outcomes: list[Exception | None] = [None] * len(messages)
+        for (_, numbers), reply in zip(commands, replies, strict=True):
+            for number in numbers:
+                outcomes[number] = _error(reply)
+        return outcomes
+
+
+class _ListBroker(_Broker):
+    """What sends to lists.
+
+    Messages leave a list one by one, as with the plugin: what has left it is nowhere
+    else, and a worker that is killed takes it along.
+    """
+
+    def _commands(
+        self,
+        messages: Sequence[tuple[str, bytes]],
+    ) -> list[tuple[tuple[Any, ...], list[int]]]:
+        numbers: defaultdict[str, list[int]] = defaultdict(list)
+        for number, (queue, _) in enumerate(messages):
+            numbers[queue].append(number)
+        return [
+            (("LPUSH", queue, *(messages[each][1] for each in those)), those)
+            for queue, those in numbers.items()
+        ]
+
+
+class _PubSubBroker(_Broker):
+    """What publishes."""
+
+    def _commands(
+        self,
+        messages: Sequence[tuple[str, bytes]],
+    ) -> list[tuple[tuple[Any, ...], list[int]]]:
+        return [
+            (("PUBLISH", queue, data), [number])
+            for number, (queue, data) in enumerate(messages)
+        ]
+
+
+class _StreamMessage(AckableMessage):
+    stream: Any
+    id: Any
+
+
+_stream_message: Final = maker_of(_StreamMessage)
+
+
+class _StreamBroker(_Broker):
+    """What sends to streams, and acknowledges many messages in one round trip.
+
+    A worker also takes over what another one has held for longer than `idle_timeout`:
+    that one was killed, or gave up on the message. It looks for such messages when it
+    begins to listen and every few seconds, whether new ones come or not.
+    """
+
+    #: Milliseconds after which a message that is not acknowledged is taken over.
+    idle_timeout: int = 600_000
+    #: How many messages are taken over at once.
+    unacknowledged_batch_size: int = 100
+    #: How many new messages are read at once.
+    count: int | None = 100
+    #: For `taskiq.capabilities`.
+    message_capabilities = ("nack", "delayed_nack", "extend", "deliveries")
+    # What the plugin keeps of its arguments.
+    consumer_group_name: str
+    consumer_name: str
+    block: int
+    maxlen: int | None
+    approximate: bool
+    additional_streams: Any  # it differs among the brokers of the plugin
+
+    def _commands(
+        self,
+        messages: Sequence[tuple[str, bytes]],
+    ) -> list[tuple[tuple[Any, ...], list[int]]]:
+        limit: tuple[Any, ...] = ()
+        if self.maxlen is not None:
+            limit = ("MAXLEN", "~" if self.approximate else "=", self.maxlen)
+        return [
+            (("XADD", queue, *limit, "*", "data", data), [number])
+            for number, (queue, data) in enumerate(messages)
+        ]
+
+    @cached_property
+    def _held(self) -> _Held:
+        return _Held(self)
+
+    def equip_message(self, message: bytes | AckableMessage) -> bytes | AckableMessage:
+        """Fill in what can be done with a message, for `taskiq.capabilities`."""
+        if isinstance(message, _StreamMessage) and message.nack is None:
+            message.nack = partial(self._held.give_back, message)
+            message.nack_delays = True
+            message.extend = partial(self._held.extend_one, message)
+        return message
+
+    async def listen(self) -> AsyncGenerator[AckableMessage, None]:
+        """Receive new messages, and those that others hold no longer."""
+        abandoned = _Abandoned(self)
+        messages: deque[_StreamMessage] = deque()
+        keeping = asyncio.create_task(self._held.keep(messages))
+        try:
+            async with self._redis() as redis:
+                while True:
+                    messages += await self._read(redis, abandoned.longest_wait)
+                    while messages:
+                        yield messages.popleft()
+                    messages += await abandoned.messages(redis)
+                    while messages:
+                        yield messages.popleft()
+        finally:
+            await cancel_all([keeping])
+            await self._held.return_unread(messages)
+
+    async def _read(self, redis: Any, longest_wait: float) -> list[_StreamMessage]:
+        """Read new messages.
+
+        :param longest_wait: seconds to wait for one at most.
+        """
+        longest = min(self.block or _LONGEST_BLOCK, _LONGEST_BLOCK)
+        longest = min(longest, int(longest_wait * 1000) + 1)
+        replies = await redis.xreadgroup(
+            self.consumer_group_name,
+            self.consumer_name,
+            {self.queue_name: ">", **self.additional_streams},
+            block=longest if longest_wait > 0 else None,
+            count=self.count,
+        )
+        streams = replies.items() if isinstance(replies, dict) else replies
+        return [
+            message
+            for stream, entries in streams
+            for message in self._messages(stream, entries)
+        ]
+
+    def _messages(
+        self,
+        stream: Any,
+        entries: Iterable[tuple[Any, Any]],
+    ) -> list[_StreamMessage]:
+        held, lease = self._held, self.idle_timeout / 1000
+        return [
+            _stream_message(
+                {
+                    "data": fields[b"data"],
+                    "ack": partial(held.ack_one, (stream, entry_id)),
+                    "ack_group": held,
+                    "nack": None,
+                    "nack_delays": False,
+                    "reject": None,
+                    "extend": None,
+                    "lease": lease,
+                    "deliveries": 1,
+                    "stream": stream,
+                    "id": entry_id,
+                },
+            )
+            for entry_id, fields in entries
+            if fields  # else it was deleted, by MAXLEN for one
+        ]
+
+
+class _Held:
+    """What is done with messages of streams that were received.
+
+    An entry is this worker's for `idle_timeout` from when it was read or claimed; how
+    long that is ago can be set.
+    """
+
+    def __init__(self, broker: _StreamBroker) -> None:
+        self._broker = broker
+        self._acks = GroupCommit(self._ack)
+        # When messages come back that were given back, by the loop's clock; and those
+        # that come back later than a lease is long, which is as late as can be set.
+        self._returns: list[float] = []
+        self._later: dict[tuple[Any, Any], float] = {}
+
+    async def ack_one(self, entry: tuple[Any, Any]) -> None:
+        """Acknowledge an entry of a stream, with others acknowledged meanwhile."""
+        await self._acks.submit(entry)
+
+    async def ack(
+        self,
+        messages: Sequence[AckableMessage],
+    ) -> list[Exception | None]:
+        """Acknowledge messages in one round trip."""
+        return await self._ack(_entries(messages))
+
+    async def extend(
+        self,
+        messages: Sequence[AckableMessage],
+    ) -> list[Exception | None]:
+        """Renew the leases of messages in one round trip."""
+        return await in_chunks(self._claim, _entries(messages))
+
+    async def extend_one(self, message: AckableMessage) -> None:
+        """Renew the lease of one message."""
+        [outcome] = await self.extend([message])
+        if outcome is not None:
+            raise outcome
+
+    async def give_back(self, message: AckableMessage, delay: float | None) -> None:
+        """Let a message come again, by any worker, after `delay` seconds.
+
+        What is longer than `idle_timeout` is kept by this worker: the message comes
+        sooner if that ends.
+        """
+        [entry] = _entries([message])
+        lease, seconds = self._lease, max(delay or 0.0, 0.0)
+        now = asyncio.get_running_loop().time()
+        if seconds > lease:
+            self._later[entry] = now + seconds
+        await self._release(entry, seconds)
+
+    async def _release(self, entry: tuple[Any, Any], seconds: float) -> None:
+        """Let an entry be taken over after so many seconds, of a lease at most."""
+        seconds = min(seconds, self._lease)
+        idle = int((self._lease - seconds) * 1000)
+        [outcome] = await self._claim([entry], ("IDLE", idle))
+        if outcome is not None:
+            raise outcome
+        moment = asyncio.get_running_loop().time() + seconds
+        heapq.heappush(self._returns, moment)
+
+    def next_return(self) -> float | None:
+        """Say when the first message comes back, by the loop's clock."""
+        return self._returns[0] if self._returns else None
+
+    def returned(self, now: float) -> None:
+        """Forget what is due: somebody looks."""
+        while self._returns and self._returns[0] <= now:
+            heapq.heappop(self._returns)
+
+    async def keep(self, unread: deque[_StreamMessage]) -> None:
+        """Renew the leases of what nobody asked for yet, and of what comes later."""
+        while True:
+            await asyncio.sleep(self._lease / 2)
+            now = asyncio.get_running_loop().time()
+            try:
+                await in_chunks(self._claim, _entries(unread))
+                for entry, moment in list(self._later.items()):
+                    if moment - now <= self._lease:
+                        del self._later[entry]
+                    await self._release(entry, max(moment - now, 0))
+            except _TROUBLE as exc:
+                logger.warning("Others may take over messages held here: %r", exc)
+
+    async def return_unread(self, messages: deque[_StreamMessage]) -> None:
+        """Let others have what nobody here has asked for, as if it was never read."""
+        by_count: defaultdict[int, list[_StreamMessage]] = defaultdict(list)
+        for message in messages:
+            by_count[cast("int", message.deliveries)].append(message)
+        for count, those in by_count.items():
+            how = ("IDLE", self._broker.idle_timeout, "RETRYCOUNT", count - 1)
+            claim = partial(self._claim, how=how)
+            for outcome in await in_chunks(claim, _entries(those)):
+                if outcome is not None:
+                    left = len(those)
+                    logger.warning("%s messages are left to others: %r", left, outcome)
+                    break
+
+    async def counts(self, redis: Any, stream: Any, ids: Sequence[Any]) -> list[int]:
+        """Ask how often entries were delivered that were claimed just now."""
+        pipeline = redis.pipeline(transaction=False)
+        group = self._broker.consumer_group_name
+        for each in ids:
+            pipeline.xpending_range(stream, group, each, each, 1)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        # Whoever is claimed was delivered before.
+        return [
+            2 if _error(reply) or not reply else int(reply[0]["times_delivered"])
+            for reply in replies
+        ]
+
+    @property
+    def _lease(self) -> float:
+        return self._broker.idle_timeout / 1000
+
+    async def _ack(self, entries: Sequence[tuple[Any, Any]]) -> list[Exception | None]:
+        return await in_chunks(self._ack_chunk, entries)
+
+    async def _ack_chunk(
+        self,
+        entries: Sequence[tuple[Any, Any]],
+    ) -> list[Exception | None]:
+        group = self._broker.consumer_group_name
+        return await self._by_stream(
+            entries,
+            lambda stream, ids: ("XACK", stream, group, *ids),
+        )
+
+    async def _claim(
+        self,
+        entries: Sequence[tuple[Any, Any]],
+        how: tuple[Any, ...] = (),
+    ) -> list[Exception | None]:
+        """Claim entries again, those that are acknowledged left out.
+
+        They count as delivered no more often than before.
+        """
+        group, own = self._broker.consumer_group_name, self._broker.consumer_name
+        return await self._by_stream(
+            entries,
+            lambda stream, ids: ("XCLAIM", stream, group, own, 0, *ids, *how, "JUSTID"),
+        )
+
+    async def _by_stream(
+        self,
+        entries: Sequence[tuple[Any, Any]],
+        command: Callable[[Any, list[Any]], tuple[Any, ...]],
+    ) -> list[Exception | None]:
+        """Run one command for the entries of each stream, all in one round trip."""
+        if not entries:
+            return []
+        ids: defaultdict[Any, list[Any]] = defaultdict(list)
+        for stream, entry_id in entries:
+            ids[stream].append(entry_id)
+        commands = [command(stream, those) for stream, those in ids.items()]
+        async with self._broker._redis() as redis:  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
+            replies = await _pipelined(redis, commands, parse_justid=True)
+        errors = dict(zip(ids, map(_error, replies), strict=True))
+        return [errors[stream] for stream, _ in entries]
+
+
+def _entries(messages: Iterable[AckableMessage]) -> list[tuple[Any, Any]]:
+    own = cast("Iterable[_StreamMessage]", messages)
+    return [(each.stream, each.id) for each in own]
+
+
+class _Abandoned:
+    """Finds messages that were delivered long ago and not acknowledged."""
+
+    def __init__(self, broker: _StreamBroker) -> None:
+        self._broker = broker
+        self._held = broker._held  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
+        self._cursors: dict[Any, Any] = {}
+        self._is_due_at = 0.0
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds until the next look; 0 if the last one has not seen all."""
+        if any(self._cursors.values()):
+            return 0
+        return max(self._due_at - asyncio.get_running_loop().time(), 0.0)
+
+    @property
+    def _due_at(self) -> float:
+        returned_at = self._held.next_return()
+        if returned_at is None:
+            return self._is_due_at
+        return min(self._is_due_at, returned_at)
+
+    async def messages(self, redis: Any) -> list[_StreamMessage]:
+        """Take over such messages, some of each stream, if it is time to look."""
+        now = asyncio.get_running_loop().time()
+        if now < self._due_at:
+            return []
+        self._held.returned(now)
+        broker = self._broker
+        messages = [
+            message
+            for stream in (broker.queue_name, *broker.additional_streams)
+            for message in await self._claim(redis, stream)
+        ]
+        if not any(self._cursors.values()):
+            self._is_due_at = now + min(broker.idle_timeout / 4000, _LONGEST_PAUSE)
+        return messages
+
+    async def _claim(self, redis: Any, stream: str) -> list[_StreamMessage]:
+        broker = self._broker
+        cursor, entries, *_ = await redis.xautoclaim(
+            stream,
+            broker.consumer_group_name,
+            broker.consumer_name,
+            min_idle_time=broker.idle_timeout,
+            start_id=self._cursors.get(stream) or _BEGINNING,
+            count=broker.unacknowledged_batch_size,
+        )
+        has_seen_all = cursor in {_BEGINNING, _BEGINNING.encode()}
+        self._cursors[stream] = None if has_seen_all else cursor
+        messages = broker._messages(stream, entries)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
+        if messages:
+            ids = [message.id for message in messages]
+            counts = await self._held.counts(redis, stream, ids)
+            for message, count in zip(messages, counts, strict=True):
+                message.deliveries = count
+        return messages
+
+
+# -- Result backends ----------------------------------------------------------------
+
+
+class _Results(AsyncResultBackend[_ReturnType]):
+    """What stores, reads and waits for many results in one round trip."""
+
+    # What the plugin keeps of its arguments.
+    keep_results: bool
+    result_ex_time: int | None
+    result_px_time: int | None
+    prefix_str: str | None
+    serializer: TaskiqSerializer
+    #: Gives the key of a result.
+    _task_name: Callable[[str], str]
+    #: Whether one command may store results of several keys.
+    _can_store_together = True
+
+    @abstractmethod
+    def _redis(self) -> AbstractAsyncContextManager[Any]:
+        """Give a client of the server."""
+
+    @cached_property
+    def _saves(self) -> GroupCommit[tuple[str, bytes], None]:
+        return GroupCommit(self._save)
+
+    @cached_property
+    def _reads(self) -> GroupCommit[str, bytes | None]:
+        return GroupCommit(self._read, awaits_turn=True)
+
+    async def set_result(
+        self,
+        task_id: str,
+        result: TaskiqResult[_ReturnType],
+    ) -> None:
+        """Store a result, together with others that are stored at the same time."""
+        await self._saves.submit((task_id, self._dump(result)))
+
+    async def set_results(
+        self,
+        results: Mapping[str, TaskiqResult[Any]],
+    ) -> Mapping[str, Exception]:
+        """Store many results, a thousand in one round trip; each fails for itself."""
+        entries, errors = dump_all(results, self._dump)
+        return {**errors, **failures(entries, await self._save(entries))}
+
+    async def get_results(
+        self,
+        task_ids: Sequence[str],
+        with_logs: bool = False,
+    ) -> Mapping[str, TaskiqResult[_ReturnType]]:
+        """Read those of many results that are there, a thousand in one round trip."""
+        unique = list(dict.fromkeys(task_ids))
+        load = partial(self._load, with_logs=with_logs)
+        return load_all(unique, await self._read(unique), load)
+
+    async def _save(
+        self,
+        entries: Sequence[tuple[str, bytes]],
+    ) -> list[Exception | None]:
+        return await in_chunks(
+            self._save_chunk,
+            entries,
+            lambda entry: _size_of_text(entry[0]) + len(entry[1]),
+        )
+
+    async def _save_chunk(
+        self,
+        entries: Sequence[tuple[str, bytes]],
+    ) -> list[Exception | None]:
+        stored = [(self._task_name(task_id), data) for task_id, data in entries]
+        expiry = self._expiry
+        # Whether the last commands, the announcements, could be made is of no interest.
+        told = self._announcements([task_id for task_id, _ in entries])
+        async with self._redis() as redis:
+            if self._can_store_together and not expiry and len(entries) > 1:
+                command = ("MSET", *chain.from_iterable(stored))
+                reply, *_ = await _pipelined(redis, [command, *told])
+                if _error(reply) is None:
+                    return [None] * len(entries)
+                # None of them is stored, maybe for the sake of one.
+            commands = [("SET", key, data, *expiry) for key, data in stored]
+            replies = await _pipelined(redis, [*commands, *told])
+        return [_error(reply) for reply in replies[: len(entries)]]
+
+    @property
+    def _expiry(self) -> tuple[Any, ...]:
+        if self.result_ex_time:
+            return ("EX", self.result_ex_time)
+        if self.result_px_time:
+            return ("PX", self.result_px_time)
+        return ()
+
+    def _announcements(self, task_ids: list[str]) -> list[tuple[Any, ...]]:
+        """Give commands that tell those who wait for these results."""
+        del task_ids
+        return []
+
+    async def _read(
+        self,
+        task_ids: Sequence[str],
+    ) -> list[bytes | Exception | None]:
+        return await in_chunks(self._read_chunk, task_ids, _size_of_text)
+
+    async def _read_chunk(
+        self,
+        task_ids: Sequence[str],
+    ) -> list[bytes | Exception | None]:
+        command = "GET" if self.keep_results else "GETDEL"
+        keys = map(self._task_name, task_ids)
+        async with self._redis() as redis:
+            return await _pipelined(redis, [(command, key) for key in keys])
+
+    def _dump(self, result: TaskiqResult[Any]) -> bytes:
+        return self.serializer.dumpb(result.model_dump(mode="json"))
+
+    def _load(self, data: bytes, with_logs: bool) -> TaskiqResult[_ReturnType]:
+        result = TaskiqResult[_ReturnType].model_validate(self.serializer.loadb(data))
+        if not with_logs:
+            result.log = None
+        return result
+
+
+class _ToldResults(_Results[_ReturnType]):
+    """What waits for results without looking for them again and again.
+
+    Whoever stores results publishes their ids; one subscription tells all who wait in
+    an event loop.
+    """
+
+    @cached_property
+    def _feed(self) -> ResultFeed:
+        return ResultFeed(self._follow)
+
+    @cached_property
+    def abort_store(self) -> AbortStore:  # type: ignore[override]
+        """Where marks of aborted messages are kept: beside the results."""
+        return _Aborts(self)
+
+    @property
+    def _channel(self) -> str:
+        """Where ids are published. Channels are not keys and cannot meet them."""
+        return self._task_name("taskiq-results")
+
+    async def wait_for_result(
+        self,
+        task_id: str,
+        timeout: float,
+        with_logs: bool = False,
+    ) -> TaskiqResult[_ReturnType]:
+        """Wait until a result is there, and read it with others that came with it.
+
+        Those who wait are told; beside that they look each 2 s, for results of workers
+        that do not tell.
+        """
+        look = partial(self._reads.submit, task_id)
+        return self._load(await self._feed.wait(task_id, look, timeout), with_logs)
+
+    async def shutdown(self) -> None:
+        """End the subscription and close what the plugin has opened."""
+        await self._feed.close()
+        await super().shutdown()
+
+    def _announcements(self, task_ids: list[str]) -> list[tuple[Any, ...]]:
+        return [
+            ("PUBLISH", self._channel, payload)
+            for payload in payloads(task_ids, max_size=1 << 20)
+        ]
+
+    async def _read_chunk(
+        self,
+        task_ids: Sequence[str],
+    ) -> list[bytes | Exception | None]:
+        if not self.keep_results:
+            return await super()._read_chunk(task_ids)
+        keys = [self._task_name(task_id) for task_id in task_ids]
+        async with self._redis() as redis:
+            found: list[bytes | Exception | None] = await redis.mget(keys)
+        return found
+
+    async def _follow(self, waiters: Waiters) -> None:
+        async with self._subscriber() as redis, redis.pubsub() as subscription:
+            await subscription.subscribe(self._channel)
+            async for message in subscription.listen():
+                if message["type"] == "subscribe":
+                    waiters.connected()
+                elif message["type"] == "message":
+                    waiters.tell_payload(message["data"])
+
+    @property
+    def _aborts_key(self) -> str:
+        """Name of the sorted set of marks, and of the channel that tells of them."""
+        return self._task_name("taskiq-aborts")
+
+    @abstractmethod
+    def _subscriber(self) -> AbstractAsyncContextManager[Any]:
+        """Give a client with a connection of its own."""
+
+
+class _Aborts(AbortStore):
+    """Marks in a sorted set, by the time in seconds when each ends.
+
+    The clocks of the processes tell the time: a day is long for them.
+    """
+
+    def __init__(self, results: _ToldResults[Any]) -> None:
+        super().__init__()
+        self._results = results
+
+    async def mark(self, task_id: str) -> None:
+        """Set a mark, forget those that have ended, and tell."""
+        key, now = self._results._aborts_key, time.time()  # noqa: SLF001 - part of it
+        commands = [
+            ("ZADD", key, now + self.ttl, task_id),
+            ("PUBLISH", key, as_payload(task_id)),
+            ("ZREMRANGEBYSCORE", key, "-inf", now),
+            ("EXPIRE", key, int(self.ttl) + 1),
+        ]
+        async with self._results._redis() as redis:  # noqa: SLF001
+            replies = await _pipelined(redis, commands)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+
+    async def look(self, task_ids: Sequence[str]) -> Collection[str]:
+        """Say which of these ids are marked, in one round trip."""
+        key, now = self._results._aborts_key, time.time()  # noqa: SLF001
+        async with self._results._redis() as redis:  # noqa: SLF001
+            ends = await redis.zmscore(key, list(task_ids))
+        return {
+            task_id
+            for task_id, end in zip(task_ids, ends, strict=True)
+            if end is not None and float(end) > now
+        }
+
+    async def follow(self) -> None:
+        """Subscribe, then read all marks, then hear of new ones."""
+        results = self._results
+        key = results._aborts_key  # noqa: SLF001
+        async with results._subscriber() as redis, redis.pubsub() as subscription:  # noqa: SLF001
+            await subscription.subscribe(key)
+            async for message in subscription.listen():
+                if message["type"] == "subscribe":
+                    await self._hear_all(key)
+                elif message["type"] == "message":
+                    hear_payload(self.aborts, message["data"])
+
+    async def _hear_all(self, key: str) -> None:
+        now = time.time()
+        async with self._results._redis() as redis:  # noqa: SLF001
+            marks = await redis.zrangebyscore(key, now, "+inf", withscores=True)
+        self.aborts.hear_until(
+            {
+                task_id.decode() if isinstance(task_id, bytes) else task_id: end - now
+                for task_id, end in marks
+            },
+        )
+        self.aborts.is_current = True
+
+
+# -- One server -------------------------------------------------------------------
+
+
+class _OnPool:
+    """A broker with connections to one server."""
+
+    connection_pool: Any
+
+    @cached_property
+    def _client(self) -> Any:
+        # One for all: to make one takes longer than most commands.
+        return client.Redis(connection_pool=self.connection_pool)
+
+    def _redis(self) -> AbstractAsyncContextManager[Any]:
+        return nullcontext(self._client)
+
+
+class RedisStreamBroker(_OnPool, _StreamBroker, plugin.RedisStreamBroker):
+    """`taskiq_redis.RedisStreamBroker`, in few round trips."""
+
+
+class ListQueueBroker(_OnPool, _ListBroker, plugin.ListQueueBroker):
+    """`taskiq_redis.ListQueueBroker`, sending in few round trips."""
+
+
+class PubSubBroker(_OnPool, _PubSubBroker, plugin.PubSubBroker):
+    """`taskiq_redis.PubSubBroker`, sending in few round trips."""
+
+
+class RedisAsyncResultBackend(
+    _ToldResults[_ReturnType],
+    plugin.RedisAsyncResultBackend[_ReturnType],
+):
+    """`taskiq_redis.RedisAsyncResultBackend`, in few round trips, told of results."""
+
+    redis_pool: Any
+
+    @cached_property
+    def _client(self) -> Any:
+        return client.Redis(connection_pool=self.redis_pool)
+
+    def _redis(self) -> AbstractAsyncContextManager[Any]:
+        return nullcontext(self._client)
+
+    @asynccontextmanager
+    async def _subscriber(self) -> AsyncGenerator[Any]:
+        # Not one of the pool, which may have but few.
+        pool = self.redis_pool
+        own = client.ConnectionPool(pool.connection_class, 1, **pool.connection_kwargs)
+        redis = client.Redis.from_pool(own)
+        try:
+            yield redis
+        finally:
+            await redis.aclose()
+
+
+# -- Sentinel -----------------------------------------------------------------------
+
+
+class _OnMaster:
+    """What asks sentinels for the master."""
+
+    #: Connects to the master that the sentinels name.
+    _acquire_master_conn: Any
+
+    def _redis(self) -> AbstractAsyncContextManager[Any]:
+        return cast("AbstractAsyncContextManager[Any]", self._acquire_master_conn())
+
+    _subscriber = _redis
+
+
+class RedisStreamSentinelBroker(
+    _OnMaster, _StreamBroker, plugin.RedisStreamSentinelBroker
+):
+    """`taskiq_redis.RedisStreamSentinelBroker`, in few round trips."""
+
+
+class ListQueueSentinelBroker(_OnMaster, _ListBroker, plugin.ListQueueSentinelBroker):
+    """`taskiq_redis.ListQueueSentinelBroker`, sending in few round trips."""
+
+
+class PubSubSentinelBroker(_OnMaster, _PubSubBroker, plugin.PubSubSentinelBroker):
+    """`taskiq_redis.PubSubSentinelBroker`, sending in few round trips."""
+
+
+class RedisAsyncSentinelResultBackend(
+    _OnMaster,
+    _ToldResults[_ReturnType],
+    plugin.RedisAsyncSentinelResultBackend[_ReturnType],
+):
+    """`taskiq_redis.RedisAsyncSentinelResultBackend`, as that of one server."""
+
+
+# -- Cluster --------------------------------------------------------------------------
+
+
+class _OnCluster:
+    """What has a client of a cluster; a pipeline is a round trip to each server."""
+
+    redis: Any
+
+    @asynccontextmanager
+    async def _redis(self) -> AsyncGenerator[Any]:
+        yield self.redis
+
+
+class RedisStreamClusterBroker(
+    _OnCluster, _StreamBroker, plugin.RedisStreamClusterBroker
+):
+    """`taskiq_redis.RedisStreamClusterBroker`, in few round trips."""
+
+
+class ListQueueClusterBroker(_OnCluster, _ListBroker, plugin.ListQueueClusterBroker):
+    """`taskiq_redis.ListQueueClusterBroker`, sending in few round trips."""
+
+
+class RedisAsyncClusterResultBackend(
+    _OnCluster,
+    _Results[_ReturnType],
+    plugin.RedisAsyncClusterResultBackend[_ReturnType],
+):
+    """`taskiq_redis.RedisAsyncClusterResultBackend`, in few round trips.
+
+    Those who wait for results look for them: a cluster tells every server of all that
+    is published.
+    """
+
+    # A command is for keys of one slot.
+    _can_store_together = False

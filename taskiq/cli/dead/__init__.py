@@ -1,0 +1,1 @@
+"""The `dead` subcommand: dead letters, shown, sent again or dropped."""

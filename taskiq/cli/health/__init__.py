@@ -1,0 +1,1 @@
+"""Health of workers: heartbeats in files, over HTTP, and the `health` subcommand."""

@@ -1,0 +1,1 @@
+"""The `inspect` subcommand: tasks, workers and queues, for people and for scripts."""

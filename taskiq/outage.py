@@ -1,0 +1,166 @@
+"""Telling of a broker that is away: when it begins, once a minute, and at its end.
+
+Whoever meets it says so here, whether it listens, stores results or acknowledges; so a
+process has one story of an outage, however many messages it holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+logger = logging.getLogger("taskiq.receiver")
+
+#: Seconds between two warnings of an outage that goes on.
+_WARNING_INTERVAL: Final = 60.0
+
+#: Most characters of an error's text in a line of the log.
+_MOST_TEXT: Final = 300
+
+#: What clients name their errors of lost connections, which need not be an `OSError`.
+_NAMES: Final = ("Connect", "Disconnect", "NoServers", "ChannelInvalidState")
+
+
+def brief(error: BaseException) -> str:
+    """Describe an error in one line; of a group, the first error in it."""
+    error = _first_of(error)
+    text = " ".join(str(error).split())[:_MOST_TEXT]
+    name = type(error).__name__
+    return f"{name}: {text}" if text else name
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Tell whether an error means that a server is away, not that a value is wrong."""
+    seen: set[int] = set()
+    cause: BaseException | None = _first_of(error)
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, (OSError, asyncio.TimeoutError)):
+            return True
+        if any(
+            part in kind.__name__ for kind in type(cause).__mro__ for part in _NAMES
+        ):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def _first_of(error: BaseException) -> BaseException:
+    # Not the type of a group: type checkers do not know what is in it then.
+    while inner := getattr(error, "exceptions", None):
+        error = inner[0]
+    return error
+
+
+class Outage:
+    """What is known of the outage of one broker and of its result backend.
+
+    An attempt to start the broker for the first time is told of each time.
+
+    :ivar is_on: whether there is one.
+    """
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self._began_at = 0.0
+        self._told_at = 0.0
+        self._is_listener_away = False
+        # What cannot be done to messages, until it can be again.
+        self._failing: set[str] = set()
+        self._unsettled = 0
+
+    def not_listening(self, error: Exception, delay: float, *, is_up: bool) -> None:
+        """Tell that listening failed, and is tried again after a delay.
+
+        :param is_up: whether the broker was started before.
+        """
+        self._is_listener_away = True
+        what = (
+            "The listener failed, it is started again"
+            if is_up
+            else "Cannot start the broker, it is tried again"
+        )
+        is_new, is_to_be_told = self._note()
+        # Of an error of another kind it is not known that only a server is away.
+        has_traceback = is_up and is_new and not is_unreachable(error)
+        self._tell(
+            f"{what} in {delay:.1f} s: {brief(error)}",
+            error if has_traceback else None,
+            is_told=is_to_be_told or not is_up,
+        )
+
+    def not_settled(self, what: str, subject: object, error: BaseException) -> None:
+        """Tell that a message cannot be settled, as a server cannot be reached.
+
+        :param what: what cannot be done; "Cannot acknowledge".
+        :param subject: names the message, by its `str`.
+        """
+        self._failing.add(what)
+        self._unsettled += 1
+        is_new, is_to_be_told = self._note()
+        text = f"{what} {subject}: {brief(error).rstrip('.')}."
+        if is_new:
+            text += " Further messages are counted until that is possible again."
+        elif is_to_be_told:
+            count = messages(self._unsettled)
+            seconds = self._told_at - self._began_at
+            text += f" So it is since {seconds:.0f} s, for {count}."
+        self._tell(text, None, is_told=is_to_be_told)
+
+    def worked(self, what: str) -> None:
+        """Note that something could be done to a message which could not be before."""
+        self._failing.discard(what)
+        if not (self._failing or self._is_listener_away):
+            self.ended(_now())
+
+    def ended(self, at: float) -> None:
+        """Tell that all is well again, if it was not.
+
+        :param at: since when, by the event loop's time.
+        """
+        if self.is_on:
+            seconds = max(at - self._began_at, 0.0)
+            text = f"The broker is back after {seconds:.1f} s."
+            if self._unsettled:
+                count = messages(self._unsettled)
+                text += f" {count} could not be settled, and stayed unacknowledged."
+            fields = {"seconds": round(seconds, 3), "messages": self._unsettled}
+            logger.warning(text, extra=fields)
+        self.is_on = self._is_listener_away = False
+        self._failing.clear()
+        self._unsettled = 0
+
+    def _note(self) -> tuple[bool, bool]:
+        """Note a failure.
+
+        :returns: whether it is the first one, and whether it is to be told.
+        """
+        now = _now()
+        is_new = not self.is_on
+        if is_new:
+            self.is_on, self._began_at = True, now
+        is_to_be_told = is_new or now - self._told_at >= _WARNING_INTERVAL
+        if is_to_be_told:
+            self._told_at = now
+        return is_new, is_to_be_told
+
+    def _tell(
+        self,
+        text: str,
+        error: BaseException | None,
+        *,
+        is_told: bool,
+    ) -> None:
+        level = logging.WARNING if is_told else logging.DEBUG
+        fields = {"messages": self._unsettled}
+        logger.log(level, "%s", text, exc_info=error, extra=fields)
+
+
+def messages(count: int) -> str:
+    """Say how many messages, in good grammar."""
+    return "1 message" if count == 1 else f"{count} messages"
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

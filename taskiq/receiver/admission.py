@@ -1,0 +1,204 @@
+"""From what a broker handed over to a message that may run."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from taskiq.acks import AckableMessage, AckController, AcknowledgeType
+from taskiq.exceptions import MaxDeliveriesError, UnknownTaskError
+from taskiq.hooks import hooks_of
+from taskiq.message import TaskiqMessage
+from taskiq.outcome import Failed
+from taskiq.policies import Reason, is_over
+from taskiq.receiver.containment import attempt, call_hook, in_context
+from taskiq.receiver.failures import log_unparsable
+
+if TYPE_CHECKING:
+    from taskiq.abc.middleware import TaskiqMiddleware
+    from taskiq.decor import AsyncTaskiqDecoratedTask
+    from taskiq.receiver.aborting import Aborting
+    from taskiq.receiver.delivery import Delivery
+    from taskiq.receiver.leases import Leases
+    from taskiq.receiver.receiver import Receiver
+    from taskiq.receiver.settlement import Settlement
+
+logger = logging.getLogger("taskiq.receiver.receiver")
+
+_WHEN_RECEIVED: Final = AcknowledgeType.WHEN_RECEIVED
+#: Of every message whose broker wants no acknowledgement.
+_NOT_ACKABLE: Final = AckController(None)
+
+
+class Admission:
+    """Decodes deliveries, finds their tasks, and runs what comes before these.
+
+    :param receiver: what prepares tasks, and knows when a message is acknowledged.
+    """
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        settlement: Settlement,
+        leases: Leases,
+    ) -> None:
+        #: What knows of aborted messages, where the broker has a store for that.
+        self.aborting: Aborting | None = None
+        self._receiver = receiver
+        self._broker = receiver.broker
+        self._tasks = receiver.prepared_tasks
+        # Of the receiver: a subclass may have its own.
+        self._get_ack_time = receiver._get_ack_time  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        self._settlement = settlement
+        self._leases = leases
+
+    def read(self, delivery: Delivery) -> None:
+        """Decode what a broker gave, and find its task."""
+        # What a broker gives is not checked by anybody: a formatter may want text.
+        given: Any = delivery.raw
+        # Asking a pydantic class is ten times slower than asking a built-in one.
+        if given.__class__ is AckableMessage or (
+            not isinstance(given, bytes) and isinstance(given, AckableMessage)
+        ):
+            data, delivery.controller = given.data, AckController(given.ack)
+            if given.ack_group is not None:
+                delivery.controller.message = given
+            if self._leases.are_given or given.extend is not None:
+                self._leases.hold(delivery)
+        else:
+            data, delivery.controller = given, _NOT_ACKABLE
+        found: Any = attempt(self._decode, data)
+        if found.__class__ is Failed:
+            log_unparsable(data, found.error)
+            delivery.is_refused = True
+            # What can be read without its labels has a bad one among them.
+            read: Any = attempt(self._broker.formatter.loads, data)
+            reason, message = Reason.BAD_LABEL, read
+            if isinstance(read, Failed):
+                reason, message = Reason.UNPARSABLE, None
+            delivery.refusal = reason, found.error, message
+            return
+        decoded, task = found
+        if task is None:
+            logger.warning(
+                "task %r is not found. Maybe you forgot to import it? "
+                "Message with ID %s is dropped.",
+                decoded.task_name,
+                decoded.task_id,
+            )
+            delivery.is_refused = True
+            unknown = UnknownTaskError(task_name=decoded.task_name)
+            delivery.refusal = Reason.UNKNOWN_TASK, unknown, decoded
+            return
+        delivery.message = decoded
+        delivery.function = task.original_func
+        delivery.ack_type = self._receiver.ack_time
+        delivery.task = prepared = self._tasks.of(task)
+        if prepared is not None and prepared.plan is not None:
+            delivery.is_batched = True
+            if delivery.controller.is_ackable and isinstance(data, bytes):
+                delivery.fingerprint = hash(data)
+
+    def _decode(
+        self,
+        data: Any,
+    ) -> tuple[TaskiqMessage, AsyncTaskiqDecoratedTask[Any, Any] | None]:
+        decoded = self._broker.formatter.loads(message=data)
+        if decoded.labels_types:
+            decoded.parse_labels()
+        return decoded, self._broker.find_task(decoded.task_name)
+
+    def waits(self, delivery: Delivery) -> bool:
+        """Whether something comes before its task that has to be awaited."""
+        if hooks_of(self._broker).pre_execute or self._limit_of(delivery) is not None:
+            return True
+        if "ack_type" in delivery.message.labels and isinstance(
+            attempt(self._resolve_ack_type, delivery),
+            Failed,
+        ):
+            return True
+        if delivery.ack_type is _WHEN_RECEIVED and delivery.controller.is_ackable:
+            return True
+        aborting = self.aborting
+        return aborting is not None and aborting.concerns(delivery.message.task_id)
+
+    async def admit(self, delivery: Delivery) -> Failed | None:
+        """Run what comes before a task: hooks, and the ack of a received message.
+
+        :returns: what keeps the message from being run, if there is something.
+        """
+        hooks = hooks_of(self._broker).pre_execute
+        failed: Failed | None = None
+        if hooks and delivery.is_batched:
+            # What they set has to be there when it is settled, by its batch.
+            delivery.context = contextvars.copy_context()
+            work = self._pre_execute(hooks, delivery)
+            failed = await in_context(delivery.context, work)
+        elif hooks:
+            failed = await self._pre_execute(hooks, delivery)
+        bad_label = attempt(self._resolve_ack_type, delivery)
+        limit = self._limit_of(delivery)
+        if failed is None and bad_label is not None:
+            delivery.reason = Reason.BAD_LABEL
+        elif failed is None and limit is not None:
+            failed = await self._check_limit(delivery, limit)
+        if delivery.is_acked_at(_WHEN_RECEIVED):
+            await self._settlement.ack_received(delivery)
+        failed = failed or bad_label
+        # Last: a message may be aborted while hooks run.
+        if failed is None and self.aborting is not None:
+            failed = await self.aborting.before(delivery)
+        return failed
+
+    def _limit_of(self, delivery: Delivery) -> int | None:
+        """Say how often a message may be delivered; `None` for any number of times."""
+        default = self._broker.failure_policy
+        task = delivery.task
+        own = None if task is None else task.policy
+        if own is None:
+            return None if default is None else default.max_deliveries
+        return own.or_else(default).max_deliveries
+
+    async def _check_limit(self, delivery: Delivery, limit: int) -> Failed | None:
+        """Keep a message from being run that was delivered too often."""
+        deliveries = await self._settlement.endings.count_of(delivery)
+        if not is_over(limit, deliveries):
+            return None
+        delivery.reason = Reason.MAX_DELIVERIES
+        return Failed(MaxDeliveriesError(deliveries=deliveries, most=limit))
+
+    def _resolve_ack_type(self, delivery: Delivery) -> None:
+        delivery.ack_type = self._get_ack_time(delivery.message)
+
+    async def _pre_execute(
+        self,
+        middlewares: tuple[TaskiqMiddleware, ...],
+        delivery: Delivery,
+    ) -> Failed | None:
+        """Run the hooks before a task; each may replace the message.
+
+        :returns: the error of the hook that failed, which becomes the message's.
+        """
+        for middleware in middlewares:
+            returned = await call_hook(
+                middleware,
+                "pre_execute",
+                delivery.message,
+            )
+            if isinstance(returned, Failed):
+                return returned
+            # Asking a pydantic class is ten times slower than looking at the class.
+            if returned.__class__ is not TaskiqMessage and not isinstance(
+                returned,
+                TaskiqMessage,
+            ):
+                return Failed(
+                    TypeError(
+                        f"pre_execute of {type(middleware).__name__} returned "
+                        f"{type(returned).__name__ if returned is not None else None}; "
+                        "it must return the message to execute",
+                    ),
+                )
+            delivery.message = returned
+        return None

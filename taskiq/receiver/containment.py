@@ -1,0 +1,333 @@
+"""What user code raises: the one place that handles it, by one policy.
+
+Functions of a task, hooks, formatters, result backends and brokers are user code here.
+Whatever it raises, `BaseException` included, becomes the `Failed` outcome of the
+message it ran for and stops nobody else, with these exceptions: an interruption of a
+synchronous step (Ctrl-C comes there), and the end of the asyncio task itself, by a
+cancellation from outside or by closing its coroutine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from taskiq.outcome import Failed
+from taskiq.receiver.tasks import (
+    cancel_requests,
+    forget_cancel_request,
+    known_cancels,
+)
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+
+    from taskiq.abc.middleware import TaskiqMiddleware
+
+logger = logging.getLogger("taskiq.receiver.receiver")
+
+_T = TypeVar("_T")
+
+
+def attempt(function: Callable[..., _T], *args: Any) -> _T | Failed:
+    """Call a synchronous function; what it raises is its outcome.
+
+    :raises KeyboardInterrupt: for whoever runs this to stop.
+    """
+    try:
+        return function(*args)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # noqa: BLE001 - the policy of this module
+        return Failed(exc)
+
+
+async def contain(
+    function: Callable[..., Awaitable[_T]],
+    *args: Any,
+    seconds: float | None = None,
+    on_end: Callable[..., Awaitable[Any]] | None = None,
+    waiting: dict[Steps, Any] | None = None,
+) -> _T | Failed:
+    """Await what a function gives; what either raises is the outcome.
+
+    A function that cancels its own asyncio task fails like one that raises. Who cancels
+    the task while it waits ends it.
+
+    What ends without waiting for anything costs no timer, and what waits half of
+    `asyncio.timeout`: every saved and every acknowledged message comes by here.
+
+    :param seconds: what takes longer is cancelled, and fails with a `TimeoutError`;
+        `None` is no limit.
+    :param on_end: awaited with `args` and the cancellation before it is raised.
+    :param waiting: has the first of `args`, by its steps, while these wait.
+    :raises asyncio.CancelledError: when the asyncio task is cancelled from outside.
+    """
+    steps: Steps | None = None
+    try:
+        work: Any = function(*args)
+        if work.__class__ is not CoroutineType:
+            work = _await(work)
+        try:
+            waited_for = work.send(None)
+        except StopIteration as done:  # mostly: it had nothing to wait for
+            returned: _T = done.value
+            return returned
+        steps = Steps(work, waited_for)
+        if waiting is not None:
+            value = await _listed(steps, waiting, args[0])
+        else:
+            value = await (steps if seconds is None else _limited(steps, seconds))
+    except BaseException as exc:
+        if steps is None:
+            steps = Steps(None, None)
+        if steps.is_ended_by(exc):
+            if on_end is not None and not isinstance(exc, GeneratorExit):
+                await on_end(*args, exc)
+            raise
+        steps.forget_own_cancels()
+        return Failed(steps.reason or exc)
+    if steps.own_cancels:
+        return await steps.absorb_own_cancel()
+    return cast("_T", value)
+
+
+async def take_own_cancel() -> Failed | None:
+    """Take the cancellation that a function left to the task it has run in.
+
+    For who has to know: it is raised with whatever waits next otherwise.
+    """
+    steps = Steps(None, None)
+    return await steps.absorb_own_cancel() if steps.own_cancels else None
+
+
+async def run_hooks(
+    middlewares: Sequence[TaskiqMiddleware],
+    hook: str,
+    subject: object,
+    *args: Any,
+    ends_with_failure: bool = False,
+) -> Failed | None:
+    """Run one hook of middlewares; one that fails does not stop the next.
+
+    :param subject: names in the log what the hook ran for, by its `str`.
+    :param args: what each hook is called with.
+    :param ends_with_failure: whether one that fails stops the next all the same.
+    :returns: the last failure, which is logged already.
+    """
+    failure: Failed | None = None
+    for middleware in middlewares:
+        outcome = await call_hook(middleware, hook, *args)
+        if isinstance(outcome, Failed):
+            failure = outcome
+            logger.error(
+                "The %s hook of %s failed for %s.",
+                hook,
+                type(middleware).__name__,
+                subject,
+                exc_info=outcome.error,
+            )
+            if ends_with_failure:
+                break
+    return failure
+
+
+async def call_hook(
+    middleware: TaskiqMiddleware,
+    hook: str,
+    *args: Any,
+) -> Any:
+    """Call one hook of one middleware.
+
+    :returns: what it returns, or what it failed with.
+    """
+    return await contain(_call_hook, middleware, hook, args)
+
+
+async def _call_hook(
+    middleware: TaskiqMiddleware,
+    hook: str,
+    args: tuple[Any, ...],
+) -> Any:
+    returned = getattr(middleware, hook)(*args)
+    return await returned if inspect.isawaitable(returned) else returned
+
+
+class Steps:
+    """Takes the steps of a coroutine, and notices when they cancel their own task.
+
+    :param work: the coroutine; its first step has been taken.
+    :param waited_for: what that one gave: what the task is to wait for.
+    :ivar own_cancels: how often the steps have cancelled the task they run in.
+    :ivar is_overdue: whether the task was cancelled as the steps take too long.
+    :ivar reason: what the steps fail with, whatever they make of their cancellation.
+    """
+
+    __slots__ = (
+        "_waited_for",
+        "_work",
+        "is_overdue",
+        "own_cancels",
+        "reason",
+        "task",
+    )
+
+    def __init__(self, work: Any, waited_for: Any) -> None:
+        self.task = _running_task()
+        self._work = work
+        self._waited_for = waited_for
+        self.is_overdue = False
+        self.reason: BaseException | None = None
+        # Nobody else could do so before the first step was over.
+        self.own_cancels = known_cancels(self.task)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        work, waited_for = self._work, self._waited_for
+        while True:
+            step: Callable[..., Any] = work.send
+            value: Any = None
+            try:
+                value = yield waited_for
+            except GeneratorExit:
+                work.close()  # unless it was thrown away before this
+                raise
+            except BaseException as exc:  # noqa: BLE001 - it is for the coroutine
+                step, value = work.throw, exc
+            before = cancel_requests(self.task)
+            try:
+                waited_for = step(value)
+            except StopIteration as done:
+                return done.value
+            finally:
+                self.own_cancels += cancel_requests(self.task) - before
+
+    def interrupt(self) -> None:
+        """Cancel what takes too long."""
+        self.is_overdue = True
+        if self.task is not None:
+            self.task.cancel()
+
+    def belongs_to(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether they are taken in this event loop."""
+        return self.task is not None and self.task.get_loop() is loop
+
+    def interrupt_for(self, reason: BaseException) -> None:
+        """Cancel what runs, as if it had done so itself; its task goes on.
+
+        :param reason: what it fails with.
+        """
+        if self.task is not None:
+            self.reason = reason
+            self.own_cancels += 1
+            self.task.cancel()
+
+    def is_ended_by(self, error: BaseException) -> bool:
+        """Whether an error is the end of the task, and none of what runs in it."""
+        if isinstance(error, asyncio.CancelledError):
+            return cancel_requests(self.task) > self.own_cancels
+        # Its coroutine is closed, by whoever cleans up after a loop that is gone.
+        return isinstance(error, GeneratorExit) and _running_task() is not self.task
+
+    def forget_own_cancels(self) -> None:
+        """Let the task go on as if nobody had cancelled it."""
+        for _ in range(self.own_cancels):
+            forget_cancel_request(self.task)
+        self.own_cancels = 0
+
+    async def absorb_own_cancel(self) -> Failed:
+        """Take the cancellation that what has ended leaves to its task."""
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError as exc:
+            if self.is_ended_by(exc):
+                raise
+        self.forget_own_cancels()
+        own = asyncio.CancelledError("it cancelled its own asyncio task")
+        return Failed(self.reason or own)
+
+
+async def _listed(steps: Steps, waiting: dict[Steps, Any], subject: Any) -> Any:
+    waiting[steps] = subject
+    try:
+        return await steps
+    finally:
+        del waiting[steps]
+
+
+async def _limited(steps: Steps, seconds: float) -> Any:
+    alarm = asyncio.get_running_loop().call_later(seconds, steps.interrupt)
+    try:
+        return await steps
+    except asyncio.CancelledError as exc:
+        if not steps.is_overdue:
+            raise
+        steps.is_overdue = False
+        forget_cancel_request(steps.task)
+        if steps.is_ended_by(exc):  # by somebody else as well, meanwhile
+            raise
+        raise TimeoutError(f"no end within {seconds:g} s") from exc
+    finally:
+        alarm.cancel()
+        if steps.is_overdue:  # it ended in spite of its cancellation
+            forget_cancel_request(steps.task)
+
+
+async def _await(given: Any) -> Any:
+    return await given if inspect.isawaitable(given) else given
+
+
+def _running_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop runs
+        return None
+
+
+async def in_context(
+    context: contextvars.Context | None,
+    work: Coroutine[Any, Any, _T],
+) -> _T:
+    """Await `work`, each step of it in `context`.
+
+    Unlike a task of its own it leaves in that very context what it sets there, so that
+    the next thing that runs there finds it, and can reset it.
+
+    :param context: `None` for the one that is there.
+    """
+    if context is None:
+        return await work
+    return await _InContext(context, work)
+
+
+class _InContext(Generic[_T]):
+    __slots__ = ("_context", "_work")
+
+    def __init__(
+        self,
+        context: contextvars.Context,
+        work: Coroutine[Any, Any, _T],
+    ) -> None:
+        self._context = context
+        self._work = work
+
+    def __await__(self) -> Generator[Any, Any, _T]:
+        run, work = self._context.run, self._work
+        step: Callable[..., Any] = work.send
+        value: Any = None
+        while True:
+            try:
+                waited_for = run(step, value)
+            except StopIteration as done:
+                return cast("_T", done.value)
+            try:
+                value = yield waited_for
+                step = work.send
+            except GeneratorExit:
+                run(work.close)  # unless it was thrown away before this
+                raise
+            except BaseException as exc:  # noqa: BLE001 - it is for the coroutine
+                step, value = work.throw, exc

@@ -1,0 +1,67 @@
+"""Why a message cannot be serialised: which argument of it, and where in that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from taskiq.exceptions import SendTaskError, UnsendableArgumentError
+from taskiq.faults import find_fault, reason_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from taskiq.abc.formatter import TaskiqFormatter
+    from taskiq.message import BrokerMessage, TaskiqMessage
+
+    _Pack: TypeAlias = Callable[[Any], dict[str, Any]]
+
+
+def dump_message(formatter: TaskiqFormatter, message: TaskiqMessage) -> BrokerMessage:
+    """Turn a message into what a broker sends.
+
+    :raises UnsendableArgumentError: when an argument or a label cannot be serialised.
+    :raises SendTaskError: when the formatter fails for another reason.
+    """
+    try:
+        return formatter.dumps(message)
+    except Exception as exc:
+        raise _send_error(formatter, message) from exc
+
+
+def _send_error(formatter: TaskiqFormatter, message: TaskiqMessage) -> SendTaskError:
+    """Tell which part of a message is the reason that it cannot be dumped."""
+    nothing: dict[str, Any] = {"args": [], "kwargs": {}, "labels": {}}
+    for path, value, pack in _parts_of(message):
+
+        def dump(part: Any, pack: _Pack = pack) -> object:
+            return formatter.dumps(message.model_copy(update=nothing | pack(part)))
+
+        fault = find_fault(value, path, dump)
+        if fault is not None:
+            return UnsendableArgumentError(
+                task_name=message.task_name,
+                path=fault.path,
+                kind=fault.kind,
+                reason=reason_of(fault.error),
+            )
+    # Each part can be dumped by itself: they are too many together, or the formatter
+    # is broken. Only the cause knows.
+    return SendTaskError()
+
+
+def _as_argument(part: Any) -> dict[str, Any]:
+    return {"args": [part]}
+
+
+def _as_label(part: Any) -> dict[str, Any]:
+    return {"labels": {"": part}}
+
+
+def _parts_of(message: TaskiqMessage) -> Iterator[tuple[str, Any, _Pack]]:
+    """Walk what a message carries: path, value, and what a message of it alone has."""
+    for index, value in enumerate(message.args):
+        yield f"args[{index}]", value, _as_argument
+    for name, value in message.kwargs.items():
+        yield f'kwargs["{name}"]', value, _as_argument
+    for name, value in message.labels.items():
+        yield f'labels["{name}"]', value, _as_label

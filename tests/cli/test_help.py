@@ -1,0 +1,154 @@
+"""What `--help` says, and what a shell completes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from taskiq.abc.cmd import TaskiqCMD
+from taskiq.cli.completion import SHELLS, describe
+from taskiq.cli.scheduler.cmd import SchedulerCMD
+from taskiq.cli.worker.cmd import WorkerCMD
+
+CLI_PAGE = Path(__file__).parents[2] / "docs" / "guide" / "cli.md"
+
+
+class OtherCMD(TaskiqCMD):
+    """A plugin's, with what shells take for something else."""
+
+    short_help = "It's another: $HOME [1] `pwd`"
+
+    def exec(self, args: Sequence[str]) -> int | None:
+        raise NotImplementedError
+
+    def make_parser(self) -> ArgumentParser:
+        parser = ArgumentParser()
+        parser.add_argument("kind", choices=["some", "more"])
+        parser.add_argument("--own", help="what's [this]: 100%%; and more")
+        return parser
+
+
+class SilentCMD(TaskiqCMD):
+    """A plugin's, which tells nothing of its arguments."""
+
+    def exec(self, args: Sequence[str]) -> int | None:
+        raise NotImplementedError
+
+
+COMMANDS = {
+    "worker": WorkerCMD(),
+    "scheduler": SchedulerCMD(),
+    "other": OtherCMD(),
+    "silent": SilentCMD(),
+}
+
+
+def taskiq(*arguments: str) -> str:
+    done = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-m", "taskiq", *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PATH": "", "COLUMNS": "100", "NO_COLOR": "1"},
+    )
+    return done.stdout
+
+
+def test_each_command_has_one_line_and_its_page_shows_them() -> None:
+    page = CLI_PAGE.read_text("utf-8")
+    output = taskiq("--help")
+    for name in ("completion", "scheduler", "worker"):
+        [line] = re.findall(rf"^    {name} +\S.*$", output, re.MULTILINE)
+        assert line in page
+
+
+@pytest.mark.parametrize("command", ["worker", "scheduler"])
+def test_help_has_groups_units_defaults_and_examples(command: str) -> None:
+    output = taskiq(command, "--help")
+    assert output.startswith(f"usage: taskiq {command} ")
+    assert "(default: INFO)" in output
+    assert "None)" not in output
+    assert "(default: False)" not in output
+    for title in ("finding the application:", "logging:", "examples:"):
+        assert f"\n{title}\n" in output
+    assert f"\n  taskiq {command} app." in output
+    assert " SECONDS" in output
+
+
+def test_a_default_of_zero_is_told() -> None:
+    assert re.search(
+        r"--max-prefetch N [^-]*\(default: 0\)", taskiq("worker", "--help")
+    )
+
+
+def test_a_script_is_printed_for_each_shell() -> None:
+    for shell in SHELLS:
+        assert "--wait-tasks-timeout" in taskiq("completion", shell).replace(
+            "-l ", "--"
+        )
+
+
+#: Prints what bash completes for the words it is given; the last one is typed so far.
+COMPLETE = """
+COMP_WORDS=("$@")
+COMP_CWORD=$(($# - 1))
+_taskiq
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["w"], ["worker"]),
+        ([""], ["other", "scheduler", "silent", "worker", "--help", "--version"]),
+        (["worker", "--wait"], ["--wait-tasks-timeout"]),
+        (["worker", "--log-level", "D"], ["DEBUG"]),
+        (
+            ["worker", "app:broker", "--ack-type", "when_"],
+            ["when_received", "when_executed", "when_saved"],
+        ),
+        (["scheduler", "--send"], ["--send-timeout"]),
+        (["other", ""], ["some", "more", "-h", "--help", "--own"]),
+        (["silent", ""], []),
+    ],
+)
+def test_bash_completes_commands_options_and_values(
+    words: list[str],
+    expected: list[str],
+) -> None:
+    script = SHELLS["bash"](describe(COMMANDS)) + COMPLETE
+    done = subprocess.run(  # noqa: S603 - our own script
+        ["bash", "-c", script, "-", "taskiq", *words],  # noqa: S607 - the one in PATH
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == expected
+    assert not done.stderr
+
+
+# Of those that are installed: bash nearly everywhere, the others on few machines.
+@pytest.mark.parametrize("shell", sorted(filter(shutil.which, SHELLS)))
+def test_shells_can_read_their_script(shell: str) -> None:
+    script = SHELLS[shell](describe(COMMANDS))
+    subprocess.run(  # noqa: S603 - our own script
+        [shell, "-n"], input=script, check=True, capture_output=True, text=True
+    )
+
+
+def test_what_shells_take_for_something_else_is_quoted() -> None:
+    fish = SHELLS["fish"](describe(COMMANDS))
+    assert r"-a other -d 'It\'s another: $HOME [1] `pwd`'" in fish
+    assert r"-l own -r -d 'what\'s [this]: 100%'" in fish
+    zsh = SHELLS["zsh"](describe(COMMANDS))
+    assert r"'other:It'\''s another\: $HOME \[1\] `pwd`'" in zsh
+    assert r"'*--own[what'\''s \[this\]\: 100%]:value:_files'" in zsh

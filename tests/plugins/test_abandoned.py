@@ -1,0 +1,227 @@
+"""What a worker that was killed has held is taken over, and what one holds is not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from signal import SIGKILL
+from typing import Any, cast
+
+import pytest
+
+from taskiq import AckableMessage, AsyncBroker
+from taskiq.adapters import postgres as adapted_asyncpg
+from taskiq.adapters import redis as adapted_redis
+from taskiq.message import BrokerMessage
+from tests.support.hub import HANG, Hub
+
+from .lines import HASTY, postgres, redis_stream
+from .servers import POSTGRES, REDIS, sql_name
+from .servers import postgres as connected
+from .stage import Stage, results_of, values_of
+
+#: Seconds in which something would have happened if it ever did.
+_A_WHILE = 1.5
+
+
+@pytest.fixture(params=HASTY, ids=str)
+def hasty(request: pytest.FixtureRequest, hub: Hub) -> Iterator[Stage]:
+    if reason := request.param.unavailable():
+        pytest.skip(reason)
+    with Stage(request.param, hub).opened() as stage:
+        yield stage
+
+
+def test_what_a_killed_worker_held_is_run_by_the_next(hasty: Stage) -> None:
+    """Nothing new has to arrive for that."""
+    stage, hub = hasty, hasty.hub
+    before = len(hub.all("held", task="hold"))
+    with stage.worker():
+
+        async def send_and_kill() -> list[object]:
+            async with stage.client() as client:
+                handles = await client.send_all("hold", range(3))
+                first = await asyncio.to_thread(held, hub, before + 3)
+                os.kill(first[-1]["pid"], SIGKILL)  # another is started
+                again = await asyncio.to_thread(held, hub, before + 6)
+                assert first[-1]["pid"] not in {each["pid"] for each in again[-3:]}
+                hub.let_go()
+                return values_of(await results_of(handles))
+
+        assert asyncio.run(send_and_kill()) == [0, 1, 2]
+    assert stage.line.unfinished is not None
+    assert stage.line.unfinished(stage.name) == 0
+
+
+def held(hub: Hub, count: int) -> list[dict[str, Any]]:
+    """Wait until so many tasks have been held; give what they reported."""
+    hub.wait(lambda: len(hub.all("held", task="hold")) >= count)
+    return hub.all("held", task="hold")
+
+
+# -- One by one -------------------------------------------------------------------
+
+
+def message(number: int, **labels: Any) -> BrokerMessage:
+    data = b"%d" % number
+    return BrokerMessage(
+        task_id=f"{number}", task_name="task", message=data, labels=labels
+    )
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    name = f"taskiq-abandoned-{uuid.uuid4().hex[:12]}"
+    yield name
+    for server in (REDIS, POSTGRES):
+        if server.unavailable() is None:
+            server.remove(name)
+
+
+@asynccontextmanager
+async def listening(
+    broker: AsyncBroker,
+) -> AsyncIterator[AsyncGenerator[bytes | AckableMessage, None]]:
+    broker.is_worker_process = True
+    await broker.startup()
+    listener = broker.listen()
+    try:
+        yield listener
+    finally:
+        await listener.aclose()
+        await broker.shutdown()
+
+
+async def receive(
+    listener: AsyncGenerator[bytes | AckableMessage, None], count: int
+) -> list[AckableMessage]:
+    return [
+        cast("AckableMessage", await asyncio.wait_for(anext(listener), HANG))
+        for _ in range(count)
+    ]
+
+
+async def receives_nothing(
+    listener: AsyncGenerator[bytes | AckableMessage, None],
+) -> bool:
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(anext(listener), _A_WHILE)
+    return True
+
+
+def broker_of_postgres(name: str, idle_timeout: int = 600) -> AsyncBroker:
+    broker = cast("adapted_asyncpg.AsyncpgBroker", postgres(name, adapted_asyncpg))
+    broker.idle_timeout = idle_timeout
+    return broker
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> None:
+    if reason := request.param.unavailable():
+        pytest.skip(reason)
+
+
+on_postgres = pytest.mark.parametrize(
+    "server", [POSTGRES], indirect=True, ids=["postgres"]
+)
+on_redis = pytest.mark.parametrize("server", [REDIS], indirect=True, ids=["redis"])
+
+
+@on_redis
+@pytest.mark.usefixtures("server")
+async def test_all_that_was_held_is_taken_over_however_much_it_is(name: str) -> None:
+    """Some that are young come first, more than one look sees."""
+    young = redis_stream(name, adapted_redis, idle_timeout=1000)
+    async with listening(young) as listener:
+        await young.kick_many([message(number) for number in range(1500)])
+        received = await receive(listener, 1500)
+        assert [int(each.data) for each in received] == list(range(1500))
+
+    other = redis_stream(name, adapted_redis, idle_timeout=1000)
+    async with listening(other) as listener:
+        again = await receive(listener, 1500)
+        assert {each.data for each in again} == {each.data for each in received}
+
+
+@on_postgres
+@pytest.mark.usefixtures("server")
+async def test_what_can_still_be_acknowledged_is_not_taken_over(name: str) -> None:
+    """However long it is held; what its holder drops is."""
+    holder, other = broker_of_postgres(name), broker_of_postgres(name)
+    async with listening(holder) as listener:
+        await holder.kick_many([message(number) for number in range(2)])
+        kept, dropped = await receive(listener, 2)
+        async with listening(other) as other_listener:
+            late = dropped.data
+            del dropped
+            (taken,) = await receive(other_listener, 1)
+            assert taken.data == late
+            assert await receives_nothing(other_listener)
+        await cast("Any", kept.ack)()
+
+
+@on_postgres
+@pytest.mark.usefixtures("server")
+async def test_messages_that_nobody_was_told_of_are_received(name: str) -> None:
+    """Sent while nobody listened; one whose delay is not over is left alone."""
+    sender = broker_of_postgres(name)
+    await sender.startup()
+    await sender.kick_many([message(number) for number in range(250)])
+    await sender.kick(message(250, delay="600"))
+    await sender.kick(message(251, delay="1"))
+    await sender.shutdown()
+    async with listening(broker_of_postgres(name)) as listener:
+        received = await receive(listener, 251)
+        numbers = [int(each.data) for each in received]
+        assert numbers == [*range(250), 251]
+        assert await receives_nothing(listener)
+
+
+@on_postgres
+@pytest.mark.usefixtures("server")
+async def test_what_was_taken_and_not_asked_for_is_given_back(name: str) -> None:
+    async with listening(broker_of_postgres(name, 600_000)) as listener:
+        sender = broker_of_postgres(name)
+        await sender.startup()
+        await sender.kick_many([message(number) for number in range(20)])
+        await receive(listener, 4)
+    async with connected(POSTGRES.url) as connection:
+        statuses = await connection.fetch(
+            "SELECT status, count(*) FROM"  # noqa: S608 - ours
+            f" {sql_name(name)}_messages GROUP BY status ORDER BY status"
+        )
+    assert [tuple(row) for row in statuses] == [("pending", 16), ("processing", 4)]
+    await sender.shutdown()
+
+
+@on_postgres
+@pytest.mark.usefixtures("server")
+async def test_a_busy_worker_takes_one_message_at_a_time(name: str) -> None:
+    """So that others have theirs; one that is not takes more and more at once."""
+    slow, fast = broker_of_postgres(name, 600_000), broker_of_postgres(name, 600_000)
+    async with listening(slow) as slow_listener, listening(fast) as fast_listener:
+        await slow.kick_many([message(number) for number in range(100)])
+        for _ in range(3):
+            await receive(slow_listener, 1)
+            await asyncio.sleep(0.1)
+        await receive(fast_listener, 97)
+
+
+@on_postgres
+@pytest.mark.usefixtures("server")
+async def test_a_lost_connection_for_notifications_is_replaced(name: str) -> None:
+    broker = cast("Any", broker_of_postgres(name, 3000))
+    async with listening(broker) as listener:
+        await broker._read_conn.close()
+        await broker.kick(message(1))
+        (received,) = await receive(listener, 1)
+        assert received.data == b"1"
+        waiting = asyncio.ensure_future(receive(listener, 1))
+        await asyncio.sleep(0.2)
+        assert not broker._read_conn.is_closed()
+        await broker.kick(message(2))
+        (received,) = await asyncio.wait_for(waiting, 0.5)
+        assert received.data == b"2"

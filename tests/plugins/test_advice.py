@@ -1,0 +1,108 @@
+"""What is said of settings is true of real brokers, and only said where it is."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from nats.js.api import ConsumerConfig
+from taskiq_aio_pika import AioPikaBroker
+from taskiq_nats import PullBasedJetStreamBroker
+from taskiq_redis import RedisStreamBroker
+
+from taskiq.adapters import nats as adapted_nats
+from taskiq.adapters import redis as adapted_redis
+from taskiq.advice import advise, settings_of
+from taskiq.api import run_receiver_task
+from taskiq.batch import BatchConfig
+
+from .servers import NATS, RABBITMQ, REDIS
+
+LARGE = {"large": BatchConfig(size=100, timeout=2)}
+ANY = "nats://localhost"
+
+
+@pytest.mark.parametrize(
+    ("broker", "told"),
+    [
+        (AioPikaBroker(RABBITMQ.url), ["Set qos=1000"]),
+        (AioPikaBroker(RABBITMQ.url, qos=100), []),
+        (PullBasedJetStreamBroker(ANY), []),
+        (
+            PullBasedJetStreamBroker(ANY, pull_consume_batch=100),
+            ["Set pull_consume_timeout=5"],
+        ),
+        (
+            adapted_nats.PullBasedJetStreamBroker(
+                ANY,
+                pull_consume_batch=50,
+                pull_consume_timeout=1,
+                consumer_config=ConsumerConfig(max_ack_pending=50),
+            ),
+            ["Set max_ack_pending=1000"],
+        ),
+        (RedisStreamBroker(REDIS.url), []),
+        (RedisStreamBroker(REDIS.url, idle_timeout=2000), ["Raise idle_timeout"]),
+        # This one renews what it holds.
+        (adapted_redis.RedisStreamBroker(REDIS.url, idle_timeout=2000), []),
+    ],
+)
+def test_the_settings_of_plugins_are_judged(broker: Any, told: list[str]) -> None:
+    advice = advise(settings_of(broker), LARGE)
+    assert len(advice) == len(told), advice
+    for text, part in zip(advice, told, strict=True):
+        assert part in text
+
+
+@pytest.fixture
+def jetstream() -> str:
+    if reason := NATS.unavailable():
+        pytest.skip(reason)
+    return NATS.url
+
+
+async def a_request_waits(broker: PullBasedJetStreamBroker) -> None:
+    """Return once the worker has asked the server, which had nothing to give."""
+    while not (await broker.consumer.consumer_info()).num_waiting:  # noqa: ASYNC110 - a server
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("timeout", [None, 5])
+async def test_a_few_messages_of_jetstream_wait_for_a_full_request_without_a_timeout(
+    jetstream: str,
+    timeout: float | None,
+) -> None:
+    """This is why it is warned of, and that the advice helps."""
+    name = f"taskiq-plugins-{uuid4().hex}"
+    broker = PullBasedJetStreamBroker(
+        jetstream,
+        subject=name,
+        stream_name=name,
+        durable=name,
+        pull_consume_batch=20,
+        pull_consume_timeout=timeout,
+    )
+    ran: asyncio.Queue[int] = asyncio.Queue()
+
+    @broker.task("note")
+    async def note(number: int) -> None:
+        ran.put_nowait(number)
+
+    await broker.startup()
+    worker = asyncio.create_task(run_receiver_task(broker, run_startup=False))
+    try:
+        await asyncio.wait_for(a_request_waits(broker), 10)
+        await note.kiq(0)
+        if timeout is None:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(ran.get(), 1)
+            for number in range(1, 20):
+                await note.kiq(number)
+        assert await asyncio.wait_for(ran.get(), 10) == 0
+    finally:
+        worker.cancel()
+        await asyncio.wait([worker])
+        await broker.js.delete_stream(name)
+        await broker.shutdown()

@@ -1,0 +1,158 @@
+"""Messages that fail, on real servers: nothing is lost, and delays are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from taskiq import AsyncBroker, BrokerMessage, Context, TaskiqDepends
+from taskiq.dead_letters import DeadLetter, DeadLetterStore, store_of
+from taskiq.receiver import Receiver
+from tests.support.hub import HANG
+
+from .lines import LINES
+
+LINE_NAMES = [
+    "redis-list",
+    "redis-stream",
+    "adapted-redis-stream",
+    "rabbitmq",
+    "jetstream-pull",
+    "adapted-jetstream-push",
+]
+#: Those that can keep a message for a time.
+DELAYING = [
+    "adapted-redis-stream",
+    "rabbitmq",
+    "jetstream-pull",
+    "adapted-jetstream-push",
+]
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., AsyncBroker]]:
+    line = LINES[request.param]
+    if reason := line.unavailable():
+        pytest.skip(reason)
+    name = f"taskiq-dead-{uuid.uuid4().hex[:12]}"
+    yield lambda sends=False: line.sender(name) if sends else line.make(name)
+    line.server.remove(name)
+
+
+@asynccontextmanager
+async def working(broker: AsyncBroker) -> AsyncIterator[None]:
+    broker.is_worker_process = True
+    finish = asyncio.Event()
+    listening = asyncio.create_task(Receiver(broker, max_async_tasks=5).listen(finish))
+    yield
+    finish.set()
+    await asyncio.wait_for(listening, HANG)
+    await broker.shutdown()
+
+
+def store_for(broker: AsyncBroker) -> DeadLetterStore:
+    store = store_of(broker)
+    assert store is not None
+    return store
+
+
+async def letters_of(broker: AsyncBroker, count: int) -> list[DeadLetter]:
+    """Wait until so many letters are there; more are a fault, too."""
+    letters: list[DeadLetter] = []
+    for _ in range(int(HANG / 0.2)):
+        letters = [letter async for letter in store_for(broker).read()]
+        if len(letters) >= count:
+            break
+        await asyncio.sleep(0.2)
+    return letters
+
+
+@pytest.mark.parametrize("make", LINE_NAMES, indirect=True)
+async def test_nothing_that_fails_is_lost(make: Callable[..., AsyncBroker]) -> None:
+    """What failed, what nobody knows, what nobody can read, what has a bad label."""
+    broker = make().with_dead_letters()
+
+    @broker.task("fails")
+    async def fails(number: int) -> None:
+        raise ValueError(f"no {number}\nwith a second line, \u00fcber alles")
+
+    bad = b'{"task_id":"3","task_name":"fails","args":[1],"kwargs":{},'
+    bad += b'"labels":{"n":"x"},"labels_types":{"n":2}}'
+    unknown = b'{"task_id":"2","task_name":"who","args":[],"kwargs":{},"labels":{}}'
+    datas = {"unparsable": b"\xff\x00 nothing", "unknown_task": unknown}
+    datas["bad_label"] = bad
+    async with working(broker):
+        await asyncio.sleep(1)
+        sender = make(sends=True)
+        await sender.startup()
+        task: Any = sender.register_task(print, "fails")
+        await task.kiq(7)
+        for data in datas.values():
+            await sender.kick(
+                BrokerMessage(task_id="1", task_name="t", message=data, labels={})
+            )
+        await sender.shutdown()
+        letters = {each.reason: each for each in await letters_of(broker, 4)}
+    assert set(letters) == {"error", *datas}
+    assert {reason: letters[reason].data for reason in datas} == datas
+    error = letters["error"]
+    assert broker.formatter.loads(error.data).args == [7]
+    assert error.error == "ValueError: no 7 with a second line, \u00fcber alles"
+    assert (error.task_name, len(error.task_id)) == ("fails", 32)
+    assert abs(error.time - time.time()) < HANG
+    store = store_for(broker)
+    first, *others = await letters_of(broker, 4)
+    assert [letter async for letter in store.read(first.id)] == others
+    assert await store.remove([first.id, others[1].id]) == 2
+    assert [each async for each in store.read()] == [others[0], others[2]]
+
+
+@pytest.mark.parametrize("make", DELAYING, indirect=True)
+async def test_a_message_comes_again_after_its_delay(
+    make: Callable[[], AsyncBroker],
+) -> None:
+    broker = make()
+    moments: list[float] = []
+
+    @broker.task("later", max_deliveries=3)
+    async def later(ctx: Context = TaskiqDepends()) -> None:  # noqa: B008
+        moments.append(time.monotonic())
+        if len(moments) < 3:
+            ctx.nack(delay=2)
+
+    async with working(broker):
+        await asyncio.sleep(1)
+        await later.kiq()
+        for _ in range(int(HANG / 0.1)):
+            await asyncio.sleep(0.1)
+            if len(moments) == 3:
+                break
+    first, second = (b - a for a, b in itertools.pairwise(moments))
+    assert 2 <= first < 3
+    assert 2 <= second < 3
+
+
+@pytest.mark.parametrize("make", LINE_NAMES, indirect=True)
+async def test_what_fails_runs_again_up_to_the_limit(
+    make: Callable[[], AsyncBroker],
+) -> None:
+    broker = make()
+    runs: list[int] = []
+
+    @broker.task("failing", max_deliveries=3, on_failure="requeue")
+    async def failing() -> None:
+        runs.append(1)
+        raise ValueError
+
+    async with working(broker):
+        await asyncio.sleep(1)
+        await failing.kiq()
+        [letter] = await letters_of(broker, 1)
+    assert (len(runs), letter.deliveries, letter.reason) == (3, 3, "error")

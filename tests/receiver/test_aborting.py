@@ -1,0 +1,339 @@
+"""Aborting: what waits never runs, what runs is told, and each message has its end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator  # dependencies are resolved by it
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from taskiq import TaskiqDepends
+from taskiq.aborts import InMemoryAborts
+from taskiq.acks import AckableMessage, AcknowledgeType
+from taskiq.brokers.inmemory_broker import InMemoryBroker
+from taskiq.context import BatchContext, Context
+from taskiq.exceptions import TaskAbortedError
+from taskiq.receiver import Receiver
+from taskiq.testing import ManualClock
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from taskiq.message import BrokerMessage
+    from taskiq.task import AsyncTaskiqTask
+
+
+async def is_aborted(handle: AsyncTaskiqTask[Any]) -> bool:
+    result = await handle.wait_result(timeout=5)
+    return result.is_err and isinstance(result.error, TaskAbortedError)
+
+
+@pytest.fixture
+def broker() -> InMemoryBroker:
+    return InMemoryBroker()
+
+
+async def test_what_waits_never_runs(broker: InMemoryBroker) -> None:
+    runs: list[int] = []
+
+    @broker.task
+    async def note(number: int) -> None:
+        runs.append(number)
+
+    handles = [await note.kiq(number) for number in range(1001)]
+    assert [await each.abort() for each in handles[:-1]] == [True] * 1000
+    assert all([await is_aborted(each) for each in handles[:-1]])
+    await handles[-1].wait_result()
+    assert runs == [1000]
+
+
+async def test_what_runs_sees_a_cancellation_and_the_rest_goes_on(
+    broker: InMemoryBroker,
+) -> None:
+    started, seen, steps = asyncio.Event(), list[float](), list[str]()
+
+    async def resource() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+        except TaskAbortedError:
+            steps.append("dependency told")
+        finally:
+            await asyncio.sleep(0)
+            steps.append("dependency closed")
+
+    @broker.task
+    async def wait(resource: int = TaskiqDepends(resource)) -> str:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            seen.append(time.monotonic())
+        await asyncio.sleep(0)  # its cleanup is not cancelled once more
+        return "too late"
+
+    handle = await wait.kiq()
+    await started.wait()
+    asked = time.monotonic()
+    assert await handle.abort()
+    assert await is_aborted(handle)
+    assert seen[0] - asked < 0.2
+    assert steps == ["dependency told", "dependency closed"]
+    assert not await handle.abort()
+    await broker.wait_all()
+
+
+async def test_a_function_in_a_thread_may_ask(broker: InMemoryBroker) -> None:
+    started, over = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    @broker.task
+    def work(context: Context = TaskiqDepends()) -> None:  # noqa: B008
+        loop.call_soon_threadsafe(started.set)
+        while not context.aborted():
+            time.sleep(0.001)
+        over.set()
+
+    handle = await work.kiq()
+    await started.wait()
+    await handle.abort()
+    assert await is_aborted(handle)
+    assert await asyncio.to_thread(over.wait, 5)
+
+
+async def test_a_message_leaves_the_batch_it_waits_in(broker: InMemoryBroker) -> None:
+    broker.with_clock(ManualClock())
+    calls: list[list[int]] = []
+
+    @broker.task(batch=True, batch_size=3, batch_max_buffered=3, batch_timeout=60)
+    async def double(numbers: list[int]) -> list[int]:
+        calls.append(numbers)
+        return [2 * number for number in numbers]
+
+    handles = [await double.kiq(number) for number in range(2)]
+    await asyncio.sleep(0)
+    await handles[0].abort()
+    assert await is_aborted(handles[0])
+    assert calls == []
+    more = [await double.kiq(number) for number in (2, 3)]
+    results = [await each.wait_result(timeout=5) for each in (handles[1], *more)]
+    assert [each.return_value for each in results] == [2, 4, 6]
+    assert calls == [[1, 2, 3]]
+    await broker.wait_all()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_member_of_a_running_batch_is_aborted_whatever_is_returned(
+    broker: InMemoryBroker,
+    fails: bool,
+) -> None:
+    go_on, told = asyncio.Event(), list[list[bool]]()
+    started = asyncio.Event()
+
+    @broker.task(batch=True, batch_size=3, batch_isolate_errors=True)
+    async def double(
+        numbers: list[int],
+        context: BatchContext = TaskiqDepends(),  # noqa: B008
+    ) -> list[int]:
+        started.set()
+        await go_on.wait()
+        told.append([context.aborted(each) for each in range(len(numbers))])
+        if fails and 2 in numbers:
+            raise ValueError("two")
+        return [2 * number for number in numbers]
+
+    handles = [await double.kiq(number) for number in range(3)]
+    await started.wait()
+    assert await handles[1].abort()
+    await asyncio.sleep(0)
+    go_on.set()
+    assert await is_aborted(handles[1])
+    assert (await handles[0].wait_result()).return_value == 0
+    last = await handles[2].wait_result()
+    assert isinstance(last.error, ValueError) if fails else last.return_value == 4
+    assert told[0] == [False, True, False]
+    # When culprits are looked for, who was aborted is not called again.
+    assert not any(each for call in told[1:] for each in call)
+
+
+async def test_a_batch_that_nobody_wants_is_cancelled(broker: InMemoryBroker) -> None:
+    started = asyncio.Event()
+
+    @broker.task(batch=True, batch_size=2)
+    async def wait(numbers: list[int]) -> list[int]:
+        started.set()
+        await asyncio.Event().wait()
+        return numbers
+
+    handles = [await wait.kiq(number) for number in range(2)]
+    await started.wait()
+    for each in handles:
+        assert await each.abort()
+    assert all([await is_aborted(each) for each in handles])
+
+
+async def test_an_item_that_stands_for_several_is_aborted_with_the_last(
+    broker: InMemoryBroker,
+) -> None:
+    started, go_on = asyncio.Event(), asyncio.Event()
+    told: list[bool] = []
+
+    @broker.task(batch=True, batch_size=3, batch_coalesce=lambda each: each)
+    async def double(
+        numbers: list[int],
+        context: BatchContext = TaskiqDepends(),  # noqa: B008
+    ) -> list[int]:
+        started.set()
+        await go_on.wait()
+        told.extend(context.aborted(each) for each in range(len(numbers)))
+        return [2 * number for number in numbers]
+
+    handles = [await double.kiq(number) for number in (1, 1, 2)]
+    await started.wait()
+    await handles[0].abort()
+    go_on.set()
+    assert await is_aborted(handles[0])
+    assert (await handles[1].wait_result()).return_value == 2
+    assert told == [False, False]
+
+
+def test_a_message_is_aborted_from_another_event_loop(broker: InMemoryBroker) -> None:
+    started = threading.Event()
+    handles: list[AsyncTaskiqTask[None]] = []
+
+    @broker.task
+    async def wait() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    async def send() -> bool:
+        handles.append(await wait.kiq())
+        return await is_aborted(handles[0])
+
+    outcomes: list[bool] = []
+    sender = threading.Thread(target=lambda: outcomes.append(asyncio.run(send())))
+    sender.start()
+    assert started.wait(5)
+    assert asyncio.run(handles[0].abort())
+    sender.join(5)
+    assert outcomes == [True]
+
+
+class Remote(InMemoryAborts):
+    """A store that is elsewhere: it is followed, or looked at."""
+
+    is_local = False
+
+    def __init__(self, marked: set[str]) -> None:
+        super().__init__()
+        self.aborts.is_current = False
+        self.marked = marked
+        self.looks: list[Sequence[str]] = []
+        self.is_followed = asyncio.Event()
+        self.may_follow = asyncio.Event()
+
+    async def mark(self, task_id: str) -> None:
+        self.marked.add(task_id)
+        if self.aborts.is_current:
+            self.aborts.hear([task_id])
+
+    async def look(self, task_ids: Sequence[str]) -> Collection[str]:
+        self.looks.append(task_ids)
+        for _ in range(50):  # as long as a round trip
+            await asyncio.sleep(0)
+        return self.marked & set(task_ids)
+
+    async def follow(self) -> None:
+        await self.may_follow.wait()
+        self.aborts.hear(self.marked)
+        self.aborts.is_current = True
+        self.is_followed.set()
+        await asyncio.Event().wait()
+
+
+class QueueBroker(InMemoryBroker):
+    """Delivers in this process what was sent, and counts what is acknowledged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: asyncio.Queue[AckableMessage] = asyncio.Queue()
+        self.acked: list[bytes] = []
+
+    async def kick(self, message: BrokerMessage) -> None:
+        data = message.message
+        await self.queue.put(
+            AckableMessage(data=data, ack=lambda: self.acked.append(data)),
+        )
+
+    async def listen(self) -> AsyncGenerator[AckableMessage, None]:  # type: ignore[override]
+        while True:
+            yield await self.queue.get()
+
+
+@pytest.mark.parametrize(
+    ("ack_type", "is_followed"),
+    [(AcknowledgeType.WHEN_SAVED, False), *((each, True) for each in AcknowledgeType)],
+)
+async def test_a_worker_acknowledges_what_is_aborted_and_looks_in_bulk(
+    ack_type: AcknowledgeType,
+    is_followed: bool,
+) -> None:
+    broker = QueueBroker()
+    store = Remote(set())
+    broker.with_abort_store(store)
+    runs: list[int] = []
+
+    @broker.task
+    async def note(number: int) -> None:
+        runs.append(number)
+
+    handles = await note.kiq_many(range(100))
+    for each in handles[1:]:
+        await each.abort()
+    finish = asyncio.Event()
+    receiver = Receiver(broker, ack_type=ack_type, run_startup=False)
+    if is_followed:
+        store.may_follow.set()
+    listening = asyncio.create_task(receiver.listen(finish))
+    if is_followed:
+        await store.is_followed.wait()
+    assert all([await is_aborted(each) for each in handles[1:]])
+    await handles[0].wait_result(timeout=5)
+    finish.set()
+    await listening
+    assert runs == [0]
+    is_manual = ack_type is AcknowledgeType.MANUAL
+    assert len(broker.acked) == (99 if is_manual else 100)
+    assert len(store.looks) < 20
+    assert not store.aborts.is_current
+
+
+async def test_a_worker_without_its_store_says_so_and_runs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Away(Remote):
+        async def look(self, task_ids: Sequence[str]) -> Collection[str]:
+            raise OSError("away")
+
+        async def follow(self) -> None:
+            raise OSError("away")
+
+    broker = QueueBroker()
+    broker.with_abort_store(Away(set()))
+
+    @broker.task
+    async def double(number: int) -> int:
+        return 2 * number
+
+    handles = await double.kiq_many(range(100))
+    finish = asyncio.Event()
+    receiver = Receiver(broker, run_startup=False)
+    listening = asyncio.create_task(receiver.listen(finish))
+    results = [await each.wait_result(timeout=5) for each in handles]
+    finish.set()
+    await listening
+    assert [each.return_value for each in results] == list(range(0, 200, 2))
+    assert caplog.text.count("Cannot look whether messages were aborted") == 1
+    assert "No longer told of aborted messages: OSError('away')" in caplog.text

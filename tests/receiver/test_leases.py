@@ -1,0 +1,233 @@
+"""What is held has its lease renewed, and nothing else has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+
+from taskiq import AckableMessage, BrokerMessage
+from taskiq.receiver import Receiver
+from taskiq.receiver.leases import seconds_between
+from tests.support.brokers import QueueBroker
+from tests.support.virtual_time import run_virtual
+
+LEASE = 30.0
+
+
+class LeasingBroker(QueueBroker):
+    """Delivers again what is neither acknowledged nor renewed within `LEASE`.
+
+    :ivar renewed: the ids of messages whose leases were renewed, call by call.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renewed: list[list[str]] = []
+        self.alarms: dict[str, asyncio.TimerHandle] = {}
+
+    def ackable(self, message: BrokerMessage) -> AckableMessage:
+        made = super().ackable(message)
+        self.start(message)
+
+        async def ack() -> None:
+            self.alarms.pop(message.task_id).cancel()
+            await maybe(made.ack())
+
+        return AckableMessage(
+            data=made.data,
+            ack=ack,
+            lease=LEASE,
+            extend=partial(self.extend_one, message),
+        )
+
+    def start(self, message: BrokerMessage) -> None:
+        if message.task_id in self.alarms:
+            self.alarms[message.task_id].cancel()
+        loop = asyncio.get_running_loop()
+        self.alarms[message.task_id] = loop.call_later(
+            LEASE, self.queue.put_nowait, message
+        )
+
+    async def extend_one(self, message: BrokerMessage) -> None:
+        self.renewed.append([message.task_id])
+        self.start(message)
+
+
+async def maybe(awaitable: Any) -> None:
+    await awaitable
+
+
+class Grouped(AckableMessage):
+    sent: BrokerMessage
+
+
+class BulkBroker(LeasingBroker):
+    """Renews the leases of many messages in one call."""
+
+    fails = False
+
+    def ackable(self, message: BrokerMessage) -> AckableMessage:
+        made = super().ackable(message)
+        return Grouped(
+            data=made.data, ack=made.ack, lease=LEASE, ack_group=self, sent=message
+        )
+
+    async def ack(self, messages: Sequence[AckableMessage]) -> list[None]:
+        for each in messages:
+            await maybe(each.ack())
+        return [None] * len(messages)
+
+    async def extend(self, messages: Sequence[AckableMessage]) -> list[None]:
+        if self.fails:
+            raise ConnectionError("no server")
+        own = [each for each in messages if isinstance(each, Grouped)]
+        self.renewed.append([each.sent.task_id for each in own])
+        for each in own:
+            self.start(each.sent)
+        return [None] * len(messages)
+
+    message_capabilities = ("extend",)
+
+
+async def worked(
+    broker: LeasingBroker,
+    then: Callable[[], Coroutine[Any, Any, None]],
+    **options: Any,
+) -> None:
+    """Listen until `then` has ended."""
+    finish = asyncio.Event()
+    receiver = Receiver(broker, run_startup=False, **options)
+    listening = asyncio.ensure_future(receiver.listen(finish))
+    await then()
+    finish.set()
+    await listening
+
+
+@pytest.mark.parametrize("kind", [LeasingBroker, BulkBroker])
+def test_a_batch_of_two_minutes_is_not_delivered_twice(
+    kind: type[LeasingBroker],
+) -> None:
+    async def main() -> None:
+        broker = kind()
+
+        @broker.task(batch=True, batch_size=10, batch_timeout=1)
+        async def slow(items: list[int]) -> None:
+            await asyncio.sleep(125)
+
+        async def wait() -> None:
+            for number in range(15):  # five of them wait for a minute and more
+                await slow.kiq(number)
+            await asyncio.sleep(260)
+
+        await worked(broker, wait, max_async_tasks=1)
+        assert len(broker.delivered) == 15
+        assert sorted(broker.acked) == sorted(broker.delivered)
+        assert not broker.alarms
+        renewed = Counter(each for call in broker.renewed for each in call)
+        # Each 15 s, of two minutes and of four, and a little.
+        assert Counter(renewed.values()) == {8: 10, 16: 5}
+        if kind is BulkBroker:
+            assert [len(call) for call in broker.renewed] == [15] * 8 + [5] * 8
+
+    run_virtual(main())
+
+
+def test_the_renewing_ends_with_the_last_message_and_begins_again() -> None:
+    async def main() -> None:
+        broker = BulkBroker()
+
+        @broker.task
+        async def slow() -> None:
+            await asyncio.sleep(40)
+
+        async def wait() -> None:
+            for _ in range(2):
+                await slow.kiq()
+                await asyncio.sleep(300)
+
+        await worked(broker, wait)
+        assert [len(each) for each in broker.renewed] == [1, 1, 1, 1]
+
+    run_virtual(main())
+
+
+def test_what_is_given_up_is_renewed_no_more() -> None:
+    async def main() -> None:
+        broker = BulkBroker()
+
+        @broker.task
+        async def endless() -> None:
+            await asyncio.sleep(10_000)
+
+        async def wait() -> None:
+            await endless.kiq()
+            await asyncio.sleep(20)
+
+        await worked(broker, wait, wait_tasks_timeout=1)
+        renewed = len(broker.renewed)
+        await asyncio.sleep(LEASE + 1)
+        assert len(broker.renewed) == renewed == 1
+        assert broker.queue.qsize() == 1  # delivered again to whoever listens next
+
+    run_virtual(main())
+
+
+def test_leases_that_cannot_be_renewed_are_told_of_and_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        broker = BulkBroker()
+        broker.fails = True
+
+        @broker.task
+        async def slow() -> None:
+            await asyncio.sleep(25)
+            broker.fails = False
+            await asyncio.sleep(15)
+
+        async def wait() -> None:
+            await slow.kiq()
+            await asyncio.sleep(50)
+
+        await worked(broker, wait, max_async_tasks=1)
+        assert broker.renewed
+
+    with caplog.at_level(logging.WARNING):
+        run_virtual(main())
+    [told] = [each for each in caplog.messages if "Cannot renew the leases" in each]
+    assert "no server" in told
+
+
+def test_a_message_without_a_lease_begins_nothing() -> None:
+    async def main() -> None:
+        broker = QueueBroker()
+
+        @broker.task
+        async def slow() -> None:
+            await asyncio.sleep(100)
+
+        finish = asyncio.Event()
+        receiver = Receiver(broker, run_startup=False)
+        listening = asyncio.ensure_future(receiver.listen(finish))
+        await slow.kiq()
+        await asyncio.sleep(1)
+        leases = receiver.runtime.leases
+        assert (leases._task, leases._held) == (None, [])
+        finish.set()
+        await listening
+        assert len(broker.acked) == 1
+
+    run_virtual(main())
+
+
+def test_leases_are_renewed_at_half_of_the_shortest() -> None:
+    assert seconds_between([], None) == 15
+    assert seconds_between([None], 8) == 4
+    assert seconds_between([None, 60], 80) == 30
+    assert seconds_between([0.001], None) == 0.05

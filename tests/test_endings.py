@@ -1,0 +1,282 @@
+"""What becomes of messages that fail, from the decorator to the dead letter."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from taskiq import (
+    AckableMessage,
+    BatchContext,
+    BrokerMessage,
+    Context,
+    InMemoryBroker,
+    SimpleRetryMiddleware,
+    TaskiqDepends,
+    TaskiqMiddleware,
+)
+from taskiq.acks import AcknowledgeType
+from taskiq.dead_letters import DeadLetter, InMemoryDeadLetters
+from taskiq.exceptions import DeadLetteredError, MaxDeliveriesError
+from taskiq.message import TaskiqMessage
+from taskiq.policies import Action, Ending
+from taskiq.receiver import Receiver
+
+
+class Told(TaskiqMiddleware):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.endings: list[str] = []
+        self.letters: list[DeadLetter] = []
+
+    def on_ending(self, message: TaskiqMessage | None, ending: Ending) -> None:
+        self.endings.append(ending.action.value)
+
+    def on_dead_letter(self, letter: DeadLetter) -> None:
+        self.letters.append(letter)
+
+
+def letters_of(broker: InMemoryBroker) -> list[DeadLetter]:
+    store = broker.dead_letter_store
+    assert isinstance(store, InMemoryDeadLetters)
+    return store.letters
+
+
+async def test_a_failure_is_put_aside_with_its_bytes() -> None:
+    told = Told()
+    broker = InMemoryBroker().with_middlewares(told)
+
+    @broker.task("plain", on_failure="dead_letter")
+    async def plain(number: int) -> None:
+        raise ValueError(f"no {number}")
+
+    handle = await plain.kicker().with_labels(own="1").kiq(7)
+    assert isinstance((await handle.wait_result(timeout=5)).error, ValueError)
+    await broker.wait_all()
+    [letter] = letters_of(broker)
+    message = broker.formatter.loads(letter.data)
+    assert (message.task_id, message.args) == (handle.task_id, [7])
+    assert message.labels == {"own": "1"}
+    assert letter.labels["X-Taskiq-dead-error"] == "ValueError: no 7"
+    assert (letter.reason, letter.deliveries, letter.task_name) == ("error", 1, "plain")
+    assert told.letters == [letter]
+    assert told.endings == ["dead_lettered"]
+
+
+async def test_what_fails_is_delivered_again_up_to_the_limit() -> None:
+    told = Told()
+    broker = InMemoryBroker().with_middlewares(told)
+    runs: list[int] = []
+
+    @broker.task(max_deliveries=3, on_failure="requeue")
+    async def failing(number: int) -> None:
+        runs.append(number)
+        raise ValueError
+
+    handle = await failing.kiq(1)
+    await broker.wait_all()
+    assert isinstance((await handle.get_result()).error, ValueError)
+    assert runs == [1] * 3
+    assert told.endings == ["given_back", "given_back", "dead_lettered"]
+    assert [letter.deliveries for letter in letters_of(broker)] == [3]
+
+
+async def test_a_retry_comes_before_the_policy() -> None:
+    """The first failures are none yet, with a trace in the result and without."""
+    for no_result in (True, False):
+        told = Told()
+        retry = SimpleRetryMiddleware(3, no_result_on_retry=no_result)
+        broker = InMemoryBroker().with_middlewares(retry, told).with_dead_letters()
+
+        @broker.task(retry_on_error=True)
+        async def failing() -> None:
+            raise ValueError
+
+        await failing.kiq()
+        await broker.wait_all()
+        assert told.endings == ["sent_again", "sent_again", "dead_lettered"]
+        assert len(letters_of(broker)) == 1
+
+
+async def test_each_member_of_a_batch_ends_for_itself() -> None:
+    """Also messages of equal items, which the function sees once."""
+    broker = InMemoryBroker()
+    calls: list[list[str]] = []
+
+    @broker.task(
+        batch=True, batch_size=6, batch_coalesce=str, max_deliveries=2, batch_timeout=0
+    )
+    async def work(items: list[str], ctx: BatchContext = TaskiqDepends()) -> list[str]:  # noqa: B008
+        calls.append(items)
+        for index, item in enumerate(items):
+            if item == "dead":
+                ctx.dead_letter(index, reason="no such customer")
+            elif item == "later":
+                ctx.nack(index, delay=0)
+        return items
+
+    handles = [
+        await work.kiq(item) for item in ("fine", "dead", "dead", "later", "later", "x")
+    ]
+    await broker.wait_all()
+    results = [await handle.get_result() for handle in handles]
+    assert calls[0] == ["fine", "dead", "later", "x"]
+    assert [result.return_value for result in results if not result.is_err] == [
+        "fine",
+        "x",
+    ]
+    kinds = [type(result.error) for result in results[1:5]]
+    assert kinds == [DeadLetteredError] * 2 + [MaxDeliveriesError] * 2
+    letters = {letter.task_id: letter for letter in letters_of(broker)}
+    assert set(letters) == {handle.task_id for handle in handles[1:5]}
+    assert "no such customer" in letters[handles[1].task_id].error
+    assert letters[handles[3].task_id].reason == "max_deliveries"
+
+
+async def test_a_plain_task_gives_its_message_back_or_puts_it_aside() -> None:
+    broker = InMemoryBroker()
+    runs: list[int] = []
+
+    @broker.task
+    async def work(ctx: Context = TaskiqDepends()) -> None:  # noqa: B008
+        runs.append(1)
+        if len(runs) < 3:
+            ctx.nack()
+        ctx.dead_letter(reason="enough")
+
+    handle = await work.kiq()
+    await broker.wait_all()
+    assert isinstance((await handle.get_result()).error, DeadLetteredError)
+    [letter] = letters_of(broker)
+    assert (letter.reason, letter.deliveries, len(runs)) == ("requested", 3, 3)
+    with pytest.raises(ValueError, match="delay must be a number of seconds"):
+        Context(TaskiqMessage.model_construct(), broker).nack(delay=-1)
+
+
+class Bare(InMemoryBroker):
+    """A broker that can acknowledge, and nothing else."""
+
+    message_capabilities: Any = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[BrokerMessage] = []
+        self.acked: list[bytes] = []
+
+    async def kick(self, message: BrokerMessage) -> None:
+        self.sent.append(message)
+
+    def equip_message(self, message: Any) -> Any:
+        return message
+
+    async def listen(self) -> AsyncGenerator[Any, None]:
+        yield
+
+    def delivery(self, data: bytes, **more: Any) -> AckableMessage:
+        return AckableMessage(data=data, ack=lambda: self.acked.append(data), **more)
+
+
+class Failing(InMemoryDeadLetters):
+    async def put(self, letter: DeadLetter) -> None:
+        raise ConnectionError("the server is away")
+
+
+@pytest.mark.parametrize("ack_type", AcknowledgeType)
+async def test_what_cannot_be_put_aside_is_not_acknowledged(
+    ack_type: AcknowledgeType, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Unless it was when it came; what was put aside is, whenever that is else."""
+    for store, is_acked in ((Failing(), False), (InMemoryDeadLetters(), True)):
+        broker = Bare().with_dead_letters(store=store)
+        task = broker.task("task")(_fail)
+        await task.kiq()
+        message = broker.delivery(broker.sent[0].message)
+        await Receiver(broker, ack_type=ack_type).callback(message)
+        is_first = ack_type is AcknowledgeType.WHEN_RECEIVED
+        assert bool(broker.acked) is (is_acked or is_first)
+        assert len(broker.acked) < 2
+    assert "not acknowledged: ConnectionError: the server is away" in caplog.text
+
+
+async def test_nothing_that_nobody_can_run_is_lost() -> None:
+    """With dead letters; without, it is acknowledged as ever."""
+    told = Told()
+    store = InMemoryDeadLetters()
+    broker = Bare().with_middlewares(told)
+    broker.task("task")(_fail)
+    wire = '{"task_id":"1","task_name":"%s","args":[],"kwargs":{},%s}'
+    datas = [
+        b"\xff not to be read",
+        (wire % ("unknown", '"labels":{}')).encode(),
+        (wire % ("task", '"labels":{"n":"x"},"labels_types":{"n":2}')).encode(),
+        (wire % ("task", '"labels":{"ack_type":"never"}')).encode(),
+    ]
+    for data in datas:
+        await Receiver(broker).callback(broker.delivery(data))
+    assert broker.acked == datas
+    assert told.letters == []
+    broker.with_dead_letters(store=store, on_failure="ack")
+    broker.task("task", on_failure="dead_letter")(_fail)
+    for data in datas:
+        await Receiver(broker).callback(broker.delivery(data))
+    assert broker.acked == datas * 2
+    assert [(each.data, each.reason) for each in store.letters] == list(
+        zip(
+            datas,
+            ("unparsable", "unknown_task", "bad_label", "bad_label"),
+            strict=True,
+        )
+    )
+
+
+async def test_a_message_delivered_too_often_is_not_run() -> None:
+    store = InMemoryDeadLetters()
+    broker = Bare()
+    broker.dead_letter_store = store
+    task = broker.task("task", max_deliveries=2)(_never)
+    handle = await task.kiq()
+    message = broker.delivery(broker.sent[0].message, deliveries=3)
+    await Receiver(broker).callback(message)
+    assert isinstance((await handle.get_result()).error, MaxDeliveriesError)
+    assert [letter.reason for letter in store.letters] == ["max_deliveries"]
+    assert len(broker.acked) == 1
+
+
+async def test_what_cannot_be_given_back_is_sent_again_and_counted() -> None:
+    broker = Bare()
+    broker.dead_letter_store = store = InMemoryDeadLetters()
+
+    @broker.task("task", max_deliveries=2)
+    async def task(ctx: Context = TaskiqDepends()) -> None:  # noqa: B008
+        ctx.nack(delay=2)
+
+    await task.kiq()
+    await Receiver(broker).callback(broker.delivery(broker.sent[0].message))
+    _, again = broker.sent
+    assert again.labels == {"X-Taskiq-deliveries": "1", "delay": "2.0"}
+    assert again.task_id == broker.sent[0].task_id
+    assert len(broker.acked) == 1
+    await Receiver(broker).callback(broker.delivery(again.message))
+    assert [letter.deliveries for letter in store.letters] == [2]
+    assert len(broker.sent) == 2
+
+
+def _fail() -> None:
+    raise ValueError
+
+
+def _never() -> None:
+    raise AssertionError("it was run")
+
+
+def test_every_action_is_told_by_its_name() -> None:
+    assert {each.value for each in Action} == {
+        "acknowledged",
+        "sent_again",
+        "given_back",
+        "dead_lettered",
+    }
