@@ -21,6 +21,8 @@ _Outcome = TypeVar("_Outcome")
 
 #: Entries of one call at most, unless told otherwise.
 CHUNK_SIZE: Final = 1000
+#: Seconds a cancelled task has for its clean-up before it is cancelled once more.
+CANCELLED_AGAIN_AFTER: Final = 2.0
 
 
 def is_outdated(cls: type, bulk: str, single: str) -> bool:
@@ -89,12 +91,24 @@ async def run_bounded(
 
 
 async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel those of the tasks that have not ended, and wait until they have."""
+    """Cancel those of the tasks that have not ended, and wait until they have.
+
+    One that loses a cancellation is cancelled again every few seconds: `wait_for`
+    loses some before Python 3.12. Cancelling this cancels them again, too, and still
+    waits for them.
+    """
     running = [task for task in tasks if not task.done()]
-    for task in running:
-        task.cancel()
-    if running:
-        await asyncio.wait(running)
+    cancellation: asyncio.CancelledError | None = None
+    while running:
+        for task in running:
+            task.cancel()
+        try:
+            await asyncio.wait(running, timeout=CANCELLED_AGAIN_AFTER)
+        except asyncio.CancelledError as exc:
+            cancellation = exc
+        running = [task for task in running if not task.done()]
+    if cancellation is not None:
+        raise cancellation
 
 
 def _failed_by(cancellation: asyncio.CancelledError) -> RuntimeError:

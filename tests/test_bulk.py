@@ -7,13 +7,14 @@ import gc
 import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskiq.bulk import GroupCommit, is_outdated, run_bounded
+from taskiq.bulk import GroupCommit, cancel_all, is_outdated, run_bounded
 from tests.support.virtual_time import run_virtual, virtual
 
 # -- Which bulk methods know nothing of their single one ---------------------------
@@ -126,6 +127,31 @@ async def test_cancelling_ends_what_runs_and_starts_nothing_else() -> None:
         await running
 
     assert started == ended == [0, 1, 2]
+
+
+@virtual
+@pytest.mark.parametrize("is_cancelled_itself", [False, True])
+async def test_a_task_that_loses_cancellations_is_cancelled_again(
+    is_cancelled_itself: bool,
+) -> None:
+    """`asyncio.wait_for` of Python 3.11 does lose one now and then."""
+
+    async def lose() -> None:
+        for _ in range(3):
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(1000)
+        await asyncio.sleep(1000)
+
+    task = asyncio.create_task(lose())
+    await asyncio.sleep(0)
+    ending = asyncio.create_task(cancel_all([task]))
+    await asyncio.sleep(1)
+    if is_cancelled_itself:
+        ending.cancel()
+    await asyncio.wait([ending])
+
+    assert task.cancelled()
+    assert ending.cancelled() is is_cancelled_itself
 
 
 # -- Group commit ------------------------------------------------------------------

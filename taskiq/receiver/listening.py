@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import anyio
 
 from taskiq.batch import FlushReason
+from taskiq.bulk import cancel_all
 from taskiq.receiver.prefetch import Prefetch
 from taskiq.receiver.states import MessageState, Unit
 from taskiq.receiver.tasks import wait_for_all
@@ -162,11 +163,8 @@ class Listening:
 
     async def _stop_stages(self) -> None:
         running = [stage for stage in self._stages if not stage.done()]
-        for stage in running:
-            stage.cancel()
         try:
-            # Cancelling this again cancels them again, and still waits for them.
-            await asyncio.gather(*running, return_exceptions=True)
+            await cancel_all(running)
         finally:
             for error in _errors_of(running):
                 logger.error("The receiver failed while it stopped.", exc_info=error)

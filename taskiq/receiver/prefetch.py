@@ -6,8 +6,9 @@ import asyncio
 import inspect
 import logging
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from taskiq.bulk import CANCELLED_AGAIN_AFTER
 from taskiq.receiver.delivery import Delivery
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from taskiq.receiver.states import Unit
 
 logger = logging.getLogger("taskiq.receiver.receiver")
-
-#: Seconds a broker has for its clean-up before it is interrupted once more.
-_UNTIL_NEXT_INTERRUPTION: Final = 2.0
 
 
 class Prefetch:
@@ -105,7 +103,7 @@ class Prefetch:
             self._reader.cancel()
             # Some brokers lose an interruption, for example while they give a lock
             # back, and go on waiting for messages.
-            await asyncio.sleep(_UNTIL_NEXT_INTERRUPTION)
+            await asyncio.sleep(CANCELLED_AGAIN_AFTER)
 
     async def _read_all(self, finish_event: asyncio.Event) -> None:
         messages = await _open(self._broker)
