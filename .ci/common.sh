@@ -39,7 +39,7 @@ run_command() {
 }
 
 # The test command of README.md without the run itself: what sets up .venv.
-tests=.venv/bin/pytest
+tests=".venv/bin/pytest -n auto --dist worksteal"
 readme_setup() {
     local command
     command=$(readme_command test)
@@ -52,7 +52,7 @@ readme_setup() {
 
 # .venv as README's test command makes it, and the groups of pyproject.toml that are named.
 need() {
-    [[ -x $tests ]] || {
+    [[ -x ${tests%% *} ]] || {
         step "set-up: the test command of README.md, without its run"
         run_command "$(readme_setup)"
     }

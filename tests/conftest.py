@@ -54,6 +54,11 @@ def pytest_make_collect_report() -> Generator[
     return report
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Say what `-n auto` is: one more than cores, for many tests wait for processes."""
+    return (os.cpu_count() or 1) + 1
+
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A run in the background of a shell does not hear Ctrl-C, nor would the commands
     # that tests start; with a handler here they begin with the default.
