@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -16,10 +17,11 @@ from taskiq import (
     SimpleRetryMiddleware,
     TaskiqDepends,
     TaskiqMiddleware,
+    TaskiqResult,
 )
 from taskiq.acks import AcknowledgeType
 from taskiq.dead_letters import DeadLetter, InMemoryDeadLetters
-from taskiq.exceptions import DeadLetteredError, MaxDeliveriesError
+from taskiq.exceptions import DeadLetteredError, MaxDeliveriesError, NoResultError
 from taskiq.message import TaskiqMessage
 from taskiq.policies import Action, Ending
 from taskiq.receiver import Receiver
@@ -263,6 +265,172 @@ async def test_what_cannot_be_given_back_is_sent_again_and_counted() -> None:
     await Receiver(broker).callback(broker.delivery(again.message))
     assert [letter.deliveries for letter in store.letters] == [2]
     assert len(broker.sent) == 2
+
+
+async def _cannot_count() -> int:
+    raise ConnectionError("the server is away")
+
+
+@pytest.mark.parametrize("deliveries", [_cannot_count, None])
+async def test_what_cannot_be_counted_was_delivered_once(
+    deliveries: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = Bare()
+    broker.dead_letter_store = store = InMemoryDeadLetters()
+    task = broker.task("task", max_deliveries=2, on_failure="dead_letter")(_fail)
+    await task.kiq()
+    message = broker.delivery(broker.sent[0].message, deliveries=deliveries)
+    await Receiver(broker).callback(message)
+    assert [letter.deliveries for letter in store.letters] == [None]
+    assert ("Cannot count deliveries of task" in caplog.text) is bool(deliveries)
+
+
+async def test_who_asks_for_no_result_has_not_failed() -> None:
+    """Nothing is told, put aside or given back, whatever the task says of failures."""
+    told = Told()
+    broker = Bare().with_middlewares(told).with_dead_letters()
+
+    @broker.task("task", max_deliveries=3, on_failure="requeue")
+    async def task() -> None:
+        raise NoResultError
+
+    await task.kiq()
+    message = broker.delivery(broker.sent[0].message, deliveries=1)
+    await Receiver(broker).callback(message)
+    assert (told.endings, told.letters, len(broker.acked)) == ([], [], 1)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    ['"labels":{"ack_type":"never"}', '"labels":{"n":"x"},"labels_types":{"n":2}'],
+)
+async def test_a_message_that_nobody_can_run_may_be_acknowledged_and_told(
+    labels: str,
+) -> None:
+    told = Told()
+    broker = Bare().with_middlewares(told)
+    broker.task("task", max_deliveries=3, on_failure="ack")(_never)
+    data = '{"task_id":"1","task_name":"task","args":[],"kwargs":{},' + labels + "}"
+    await Receiver(broker).callback(broker.delivery(data.encode()))
+    assert (told.endings, told.letters, len(broker.acked)) == (["acknowledged"], [], 1)
+
+
+class Mending(TaskiqMiddleware):
+    def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        result.error, result.is_err, result.return_value = None, False, "mended"
+
+
+async def test_a_hook_that_mends_a_result_saves_its_message() -> None:
+    broker = InMemoryBroker().with_middlewares(Mending()).with_dead_letters()
+    handle = await broker.task("task")(_fail).kiq()
+    await broker.wait_all()
+    assert (await handle.get_result()).return_value == "mended"
+    assert letters_of(broker) == []
+
+
+class Unfound(Bare):
+    """A broker of which nobody can say where its dead letters go."""
+
+    @property
+    def dead_letter_store(self) -> Any:
+        raise OSError("no such module")
+
+    @dead_letter_store.setter
+    def dead_letter_store(self, store: Any) -> None: ...
+
+
+async def test_without_a_place_for_letters_nothing_is_acknowledged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One that cannot be found is not one that does not exist."""
+    broker = Unfound()
+    task = broker.task("task", on_failure="dead_letter")(_fail)
+    await task.kiq()
+    await Receiver(broker).callback(broker.delivery(broker.sent[0].message))
+    assert broker.acked == []
+    assert "not acknowledged: OSError: no such module" in caplog.text
+
+
+@pytest.mark.parametrize("is_ackable", [True, False])
+async def test_without_a_store_a_letter_is_told_to_hooks_and_in_the_result(
+    is_ackable: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = Told()
+    broker = Bare().with_middlewares(told)
+    broker.dead_letter_store = None
+    task = broker.task("task", on_failure="dead_letter")(_fail)
+    handle = await task.kiq()
+    data = broker.sent[0].message
+    await Receiver(broker).callback(broker.delivery(data) if is_ackable else data)
+    assert isinstance((await handle.get_result()).error, ValueError)
+    assert [letter.data for letter in told.letters] == [data]
+    assert broker.acked == [data] * is_ackable
+    assert "told to on_dead_letter hooks alone" in caplog.text
+
+
+@pytest.mark.parametrize("acks", ["nobody", "task"])
+async def test_a_message_is_given_back_once_and_not_acknowledged_as_well(
+    acks: str,
+) -> None:
+    """One that its task has acknowledged is gone at the broker, and is sent again."""
+    broker = Bare()
+    given: list[float | None] = []
+
+    @broker.task("task")
+    async def task(ctx: Context = TaskiqDepends()) -> None:  # noqa: B008
+        if acks == "task":
+            await ctx.ack()
+        ctx.nack()
+
+    await task.kiq()
+    message = broker.delivery(broker.sent[0].message, nack=given.append, deliveries=1)
+    await Receiver(broker).callback(message)
+    if acks == "task":
+        assert (given, len(broker.acked), len(broker.sent)) == ([], 1, 2)
+    else:
+        assert (given, len(broker.acked), len(broker.sent)) == ([None], 0, 1)
+
+
+async def test_a_message_that_is_being_acknowledged_is_not_given_back() -> None:
+    """Whoever began first ends it: both would confuse the broker."""
+    broker = Bare()
+    given: list[float | None] = []
+    begun, go_on, acked = asyncio.Event(), asyncio.Event(), list[int]()
+    acking: list[asyncio.Future[None]] = []
+
+    async def ack() -> None:
+        begun.set()
+        await go_on.wait()
+        acked.append(1)
+
+    @broker.task("task")
+    async def task(ctx: Context = TaskiqDepends()) -> None:  # noqa: B008
+        acking.append(asyncio.ensure_future(ctx.ack()))
+        await begun.wait()
+        ctx.nack()
+
+    await task.kiq()
+    data = broker.sent[0].message
+    message = AckableMessage(data=data, ack=ack, nack=given.append, deliveries=1)
+    await Receiver(broker).callback(message)
+    go_on.set()
+    await acking[0]
+    assert (given, acked, len(broker.sent)) == ([], [1], 1)
+
+
+@pytest.mark.parametrize("is_ackable", [True, False])
+async def test_what_is_due_is_sent_again_without_its_delay(is_ackable: bool) -> None:
+    broker = Bare()
+
+    @broker.task("task")
+    async def task(ctx: Context = TaskiqDepends()) -> None:  # noqa: B008
+        ctx.nack()
+
+    await task.kicker().with_labels(delay=5).kiq()
+    data = broker.sent[0].message
+    await Receiver(broker).callback(broker.delivery(data) if is_ackable else data)
+    assert broker.sent[1].labels == {"X-Taskiq-deliveries": "1"}
+    assert broker.acked == [data] * is_ackable
 
 
 def _fail() -> None:

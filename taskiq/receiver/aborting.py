@@ -17,7 +17,7 @@ from taskiq.receiver.containment import contain
 from taskiq.receiver.states import MessageState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Sequence
 
     from taskiq.aborts import AbortStore
     from taskiq.outcome import Outcome
@@ -111,28 +111,24 @@ class Aborting:
         """Whether there is a mark at all."""
         return bool(self._aborts)
 
-    def outcome_of(self, members: Iterable[Delivery]) -> Outcome | None:
+    def outcome_of(self, members: Sequence[Delivery]) -> Outcome | None:
         """Say that an item was aborted: each of the messages that it stands for."""
-        aborts = self._aborts
-        first: Delivery | None = None
-        if aborts:
-            for member in members:
-                if member.message.task_id not in aborts:
-                    return None
-                first = first or member
-        return None if first is None else abort(first)
+        for member in members:
+            if member.message.task_id not in self._aborts:
+                return None
+        return abort(members[0])
 
     # -- What is told --------------------------------------------------------------
 
     def heard(self, task_ids: Collection[str]) -> None:
         """Abort what is held of these, soon; to be called from any thread."""
         self._heard.append(task_ids)
-        if self._is_sweeping or self._loop.is_closed():
+        if self._is_sweeping:
             return
         self._is_sweeping = True
         try:
             self._loop.call_soon_threadsafe(self._sweep)
-        except RuntimeError:  # it was closed meanwhile
+        except RuntimeError:  # it is closed, and holds nothing
             self._is_sweeping = False
 
     def _sweep(self) -> None:

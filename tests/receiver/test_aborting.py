@@ -221,6 +221,84 @@ def test_a_message_is_aborted_from_another_event_loop(broker: InMemoryBroker) ->
     assert outcomes == [True]
 
 
+def test_a_loop_that_is_closed_need_not_hear(broker: InMemoryBroker) -> None:
+    @broker.task
+    async def nothing() -> None: ...
+
+    async def run() -> None:
+        await (await nothing.kiq()).wait_result(timeout=5)
+
+    asyncio.run(run())
+    assert broker.abort_store is not None
+    broker.abort_store.aborts.hear(["another"])
+    broker.abort_store.aborts.hear(["one more"])
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("aborted", [{2}, {2, 3}])
+async def test_what_waits_in_a_sealed_batch_is_left_out_of_its_call(
+    aborted: set[int],
+) -> None:
+    """Also all of it: then there is no call."""
+    broker = QueueBroker()
+    started, go_on = asyncio.Event(), asyncio.Event()
+    calls: list[list[int]] = []
+
+    @broker.task(batch=True, batch_size=2, batch_timeout=60)
+    async def double(numbers: list[int]) -> list[int]:
+        calls.append(numbers)
+        started.set()
+        await go_on.wait()
+        return [2 * number for number in numbers]
+
+    handles = await double.kiq_many(range(4))
+    finish = asyncio.Event()
+    receiver = Receiver(broker, max_async_tasks=1, max_prefetch=9, run_startup=False)
+    listening = asyncio.create_task(receiver.listen(finish))
+    await started.wait()
+    for each in aborted:
+        await handles[each].abort()
+    go_on.set()
+    assert all([await is_aborted(handles[each]) for each in aborted])
+    others = set(range(4)) - aborted
+    results = [await handles[each].wait_result(timeout=5) for each in others]
+    assert [each.return_value for each in results] == [2 * each for each in others]
+    finish.set()
+    await listening
+    assert calls == [[0, 1], [3]][: 1 if 3 in aborted else 2]
+    assert len(broker.acked) == 4
+
+
+async def test_a_lost_subscription_is_made_again_soon_after_one_that_held(
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The pauses double for as long as none of them holds."""
+    held = iter([False, False, True, False])
+    over = asyncio.Event()
+
+    class Losing(Remote):
+        async def follow(self) -> None:
+            try:
+                self.aborts.is_current = next(held)
+            except StopIteration:
+                over.set()
+                await asyncio.Event().wait()
+
+    monkeypatch.setattr("taskiq.receiver.aborting._FIRST_PAUSE", 0.001)
+    broker = QueueBroker()
+    broker.with_abort_store(Losing(set()))
+    finish = asyncio.Event()
+    receiver = Receiver(broker, run_startup=False)
+    listening = asyncio.create_task(receiver.listen(finish))
+    await over.wait()
+    finish.set()
+    await listening
+    told = [each for each in caplog.messages if "No longer told" in each]
+    pauses = [each.rpartition("trying in ")[2] for each in told]
+    assert pauses == ["0.001 s.", "0.002 s.", "0.001 s.", "0.002 s."]
+
+
 class Remote(InMemoryAborts):
     """A store that is elsewhere: it is followed, or looked at."""
 
@@ -315,6 +393,7 @@ async def test_a_worker_without_its_store_says_so_and_runs(
 ) -> None:
     class Away(Remote):
         async def look(self, task_ids: Sequence[str]) -> Collection[str]:
+            await super().look(task_ids)  # others ask meanwhile, and are not told again
             raise OSError("away")
 
         async def follow(self) -> None:

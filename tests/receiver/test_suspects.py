@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -85,11 +85,26 @@ def calls_until_death(
                 return
 
 
-class Redelivering(InMemoryBroker):
-    """Delivers messages that say how often they were delivered."""
+async def four() -> int:
+    return 4
 
-    async def listen(self) -> AsyncGenerator[AckableMessage, None]:  # type: ignore[override]
-        for number, deliveries in enumerate((1, 2, 4, 1, 2, 2)):
+
+async def away() -> int:
+    raise ConnectionError("the server is away")
+
+
+#: One is asked for its count, one cannot be asked, one says nothing.
+COUNTS = (1, 2, four, away, 2, 2, None)
+
+
+class Redelivering(InMemoryBroker):
+    """Delivers messages that say how often they were delivered; the last is bytes."""
+
+    def equip_message(self, message: bytes | AckableMessage) -> Any:
+        return message
+
+    async def listen(self) -> AsyncGenerator[Any, None]:
+        for number, deliveries in enumerate(COUNTS):
             message = self.formatter.dumps(
                 self.find_task("double").kicker()._prepare_message(number),  # type: ignore[union-attr]
             )
@@ -98,6 +113,9 @@ class Redelivering(InMemoryBroker):
                 ack=lambda: None,
                 deliveries=deliveries,
             )
+        yield self.formatter.dumps(
+            self.find_task("double").kicker()._prepare_message(7),  # type: ignore[union-attr]
+        ).message
 
 
 async def test_a_worker_calls_suspects_apart_and_settles_call_by_call(
@@ -106,7 +124,7 @@ async def test_a_worker_calls_suspects_apart_and_settles_call_by_call(
     broker = Redelivering()
     calls: list[list[int]] = []
 
-    @broker.task("double", batch=True, batch_size=6, batch_timeout=60)
+    @broker.task("double", batch=True, batch_size=8, batch_timeout=60)
     async def double(numbers: list[int]) -> list[int]:
         # What was called before is settled by now.
         assert len(broker.result_backend.results) == sum(map(len, calls))  # type: ignore[attr-defined]
@@ -114,7 +132,7 @@ async def test_a_worker_calls_suspects_apart_and_settles_call_by_call(
         return [2 * number for number in numbers]
 
     await Receiver(broker, run_startup=False).listen(asyncio.Event())
-    assert calls == [[0, 3], [1, 4, 5], [2]]
+    assert calls == [[0, 3, 6, 7], [1, 4, 5], [2]]
     results = broker.result_backend.results.values()  # type: ignore[attr-defined]
-    assert [each.return_value for each in results] == [0, 6, 2, 8, 10, 4]
+    assert [each.return_value for each in results] == [0, 6, 12, 14, 2, 8, 10, 4]
     assert "Runs alone, as it was delivered 4 times" in caplog.text
