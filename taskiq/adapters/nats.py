@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from taskiq.abc.broker import AsyncBroker
 from taskiq.adapters._bulk import in_chunks, load_all, plugin_is_missing
-from taskiq.adapters._feed import ResultFeed, Waiters
+from taskiq.adapters._results import ToldResults
 from taskiq.bulk import run_bounded
-from taskiq.result import TaskiqResult
 
 try:
     import taskiq_nats as plugin
@@ -32,7 +31,9 @@ except ImportError as exc:
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from taskiq.adapters._feed import Waiters
     from taskiq.message import BrokerMessage
+    from taskiq.result import TaskiqResult
 
 __all__ = [
     "NATSObjectStoreResultBackend",
@@ -141,16 +142,15 @@ class PullBasedJetStreamBroker(_JetStreamBroker, plugin.PullBasedJetStreamBroker
     """`taskiq_nats.PullBasedJetStreamBroker`, with many messages in one round trip."""
 
 
-class NATSObjectStoreResultBackend(plugin.NATSObjectStoreResultBackend[_ReturnType]):
+class NATSObjectStoreResultBackend(
+    ToldResults[_ReturnType],
+    plugin.NATSObjectStoreResultBackend[_ReturnType],
+):
     """`taskiq_nats.NATSObjectStoreResultBackend`, with many results at the same time.
 
     What is written to a bucket can be subscribed to: one subscription tells all who
     wait in an event loop, whether the worker has this class or the plugin's.
     """
-
-    @cached_property
-    def _feed(self) -> ResultFeed:
-        return ResultFeed(self._follow)
 
     async def set_results(
         self,
@@ -175,25 +175,10 @@ class NATSObjectStoreResultBackend(plugin.NATSObjectStoreResultBackend[_ReturnTy
     ) -> Mapping[str, TaskiqResult[_ReturnType]]:
         """Read those of many results that are there, a hundred at the same time."""
         unique = list(dict.fromkeys(task_ids))
-        read = await run_bounded(self._read, unique, _RESULTS_AT_ONCE)
+        read = await run_bounded(self._look, unique, _RESULTS_AT_ONCE)
         return load_all(unique, read, partial(self._load, with_logs=with_logs))
 
-    async def wait_for_result(
-        self,
-        task_id: str,
-        timeout: float,
-        with_logs: bool = False,
-    ) -> TaskiqResult[_ReturnType]:
-        """Wait until a result is there, and read it; those who wait are told."""
-        look = partial(self._read, task_id)
-        return self._load(await self._feed.wait(task_id, look, timeout), with_logs)
-
-    async def shutdown(self) -> None:
-        """End the subscription and close what the plugin has opened."""
-        await self._feed.close()
-        await super().shutdown()
-
-    async def _read(self, task_id: str) -> bytes | None:
+    async def _look(self, task_id: str) -> bytes | None:
         """Read a result without what the plugin needs for one of many pieces."""
         try:
             data: Any
@@ -211,12 +196,6 @@ class NATSObjectStoreResultBackend(plugin.NATSObjectStoreResultBackend[_ReturnTy
         except NotFoundError:
             return None
         return cast("bytes", data)
-
-    def _load(self, data: bytes, with_logs: bool) -> TaskiqResult[_ReturnType]:
-        result = TaskiqResult[_ReturnType].model_validate(self.serializer.loadb(data))
-        if not with_logs:
-            result.log = None
-        return result
 
     async def _follow(self, waiters: Waiters) -> None:
         """Hear what is written about objects; each of them is described once stored."""

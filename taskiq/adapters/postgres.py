@@ -28,17 +28,11 @@ from taskiq.aborts import AbortStore
 from taskiq.acks import AckableMessage
 from taskiq.adapters._abandoned import Versions
 from taskiq.adapters._aborts import as_payload, hear_payload
-from taskiq.adapters._bulk import (
-    dump_all,
-    failures,
-    in_chunks,
-    load_all,
-    plugin_is_missing,
-)
-from taskiq.adapters._feed import ResultFeed, Waiters, payloads
+from taskiq.adapters._bulk import in_chunks, plugin_is_missing
+from taskiq.adapters._feed import Waiters, payloads
+from taskiq.adapters._results import GroupedResults, ToldResults
 from taskiq.bulk import GroupCommit, cancel_all, run_bounded
 from taskiq.models import maker_of
-from taskiq.result import TaskiqResult
 
 try:
     import asyncpg
@@ -53,7 +47,6 @@ if TYPE_CHECKING:
         Callable,
         Collection,
         Iterable,
-        Mapping,
         Sequence,
     )
 
@@ -521,24 +514,14 @@ class _Taking:
         )
 
 
-class AsyncpgResultBackend(plugin.AsyncpgResultBackend):
+class AsyncpgResultBackend(
+    ToldResults[Any], GroupedResults[Any], plugin.AsyncpgResultBackend
+):
     """`taskiq_pg.asyncpg.AsyncpgResultBackend`, with many results in one statement.
 
     Whoever stores results notifies of their ids; one connection listens for all who
     wait in an event loop.
     """
-
-    @cached_property
-    def _saves(self) -> GroupCommit[tuple[str, bytes], None]:
-        return GroupCommit(self._save)
-
-    @cached_property
-    def _reads(self) -> GroupCommit[str, bytes | None]:
-        return GroupCommit(self._read, awaits_turn=True)
-
-    @cached_property
-    def _feed(self) -> ResultFeed:
-        return ResultFeed(self._follow)
 
     @cached_property
     def abort_store(self) -> AbortStore:  # type: ignore[override]
@@ -549,51 +532,6 @@ class AsyncpgResultBackend(plugin.AsyncpgResultBackend):
     def _channel(self) -> str:
         """Where ids are notified of: the name has to have less than 64 bytes."""
         return f"stored:{self.table_name}".encode()[:63].decode(errors="ignore")
-
-    async def set_result(
-        self,
-        task_id: str,
-        result: TaskiqResult[Any],
-    ) -> None:
-        """Store a result, together with others that are stored at the same time."""
-        await self._saves.submit((task_id, self._dump(result)))
-
-    async def set_results(
-        self,
-        results: Mapping[str, TaskiqResult[Any]],
-    ) -> Mapping[str, Exception]:
-        """Store many results, a thousand in one statement; each fails for itself."""
-        entries, errors = dump_all(results, self._dump)
-        return {**errors, **failures(entries, await self._save(entries))}
-
-    async def get_results(
-        self,
-        task_ids: Sequence[str],
-        with_logs: bool = False,
-    ) -> Mapping[str, TaskiqResult[Any]]:
-        """Read those of many results that are there, a thousand in one statement."""
-        unique = list(dict.fromkeys(task_ids))
-        load = partial(self._load, with_logs=with_logs)
-        return load_all(unique, await self._read(unique), load)
-
-    async def wait_for_result(
-        self,
-        task_id: str,
-        timeout: float,
-        with_logs: bool = False,
-    ) -> TaskiqResult[Any]:
-        """Wait until a result is there, and read it with others that came with it.
-
-        Those who wait are told; beside that they look each 2 s, for results of workers
-        that do not tell.
-        """
-        look = partial(self._reads.submit, task_id)
-        return self._load(await self._feed.wait(task_id, look, timeout), with_logs)
-
-    async def shutdown(self) -> None:
-        """End the listening and close what the plugin has opened."""
-        await self._feed.close()
-        await super().shutdown()
 
     async def _save(
         self,
@@ -637,16 +575,6 @@ class AsyncpgResultBackend(plugin.AsyncpgResultBackend):
             *arguments,
         )
         return rows
-
-    def _dump(self, result: TaskiqResult[Any]) -> bytes:
-        dumped: bytes = self.serializer.dumpb(result.model_dump(mode="json"))
-        return dumped
-
-    def _load(self, data: bytes, with_logs: bool) -> TaskiqResult[Any]:
-        result = TaskiqResult[Any].model_validate(self.serializer.loadb(data))
-        if not with_logs:
-            result.log = None
-        return result
 
     async def _follow(self, waiters: Waiters) -> None:
         async def connected() -> None:

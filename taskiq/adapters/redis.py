@@ -24,21 +24,14 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from taskiq.abc.broker import AsyncBroker
-from taskiq.abc.result_backend import AsyncResultBackend
 from taskiq.aborts import AbortStore
 from taskiq.acks import AckableMessage
 from taskiq.adapters._aborts import as_payload, hear_payload
-from taskiq.adapters._bulk import (
-    dump_all,
-    failures,
-    in_chunks,
-    load_all,
-    plugin_is_missing,
-)
-from taskiq.adapters._feed import ResultFeed, Waiters, payloads
+from taskiq.adapters._bulk import in_chunks, plugin_is_missing
+from taskiq.adapters._feed import Waiters, payloads
+from taskiq.adapters._results import GroupedResults, ToldResults
 from taskiq.bulk import GroupCommit, cancel_all
 from taskiq.models import maker_of
-from taskiq.result import TaskiqResult
 
 try:
     import redis.asyncio as client
@@ -52,12 +45,10 @@ if TYPE_CHECKING:
         Callable,
         Collection,
         Iterable,
-        Mapping,
         Sequence,
     )
     from contextlib import AbstractAsyncContextManager
 
-    from taskiq.abc.serializer import TaskiqSerializer
     from taskiq.message import BrokerMessage
 
 __all__ = [
@@ -583,15 +574,14 @@ class _Abandoned:
 # -- Result backends ----------------------------------------------------------------
 
 
-class _Results(AsyncResultBackend[_ReturnType]):
-    """What stores, reads and waits for many results in one round trip."""
+class _Results(GroupedResults[_ReturnType]):
+    """What stores and reads many results in one round trip."""
 
     # What the plugin keeps of its arguments.
     keep_results: bool
     result_ex_time: int | None
     result_px_time: int | None
     prefix_str: str | None
-    serializer: TaskiqSerializer
     #: Gives the key of a result.
     _task_name: Callable[[str], str]
     #: Whether one command may store results of several keys.
@@ -600,40 +590,6 @@ class _Results(AsyncResultBackend[_ReturnType]):
     @abstractmethod
     def _redis(self) -> AbstractAsyncContextManager[Any]:
         """Give a client of the server."""
-
-    @cached_property
-    def _saves(self) -> GroupCommit[tuple[str, bytes], None]:
-        return GroupCommit(self._save)
-
-    @cached_property
-    def _reads(self) -> GroupCommit[str, bytes | None]:
-        return GroupCommit(self._read, awaits_turn=True)
-
-    async def set_result(
-        self,
-        task_id: str,
-        result: TaskiqResult[_ReturnType],
-    ) -> None:
-        """Store a result, together with others that are stored at the same time."""
-        await self._saves.submit((task_id, self._dump(result)))
-
-    async def set_results(
-        self,
-        results: Mapping[str, TaskiqResult[Any]],
-    ) -> Mapping[str, Exception]:
-        """Store many results, a thousand in one round trip; each fails for itself."""
-        entries, errors = dump_all(results, self._dump)
-        return {**errors, **failures(entries, await self._save(entries))}
-
-    async def get_results(
-        self,
-        task_ids: Sequence[str],
-        with_logs: bool = False,
-    ) -> Mapping[str, TaskiqResult[_ReturnType]]:
-        """Read those of many results that are there, a thousand in one round trip."""
-        unique = list(dict.fromkeys(task_ids))
-        load = partial(self._load, with_logs=with_logs)
-        return load_all(unique, await self._read(unique), load)
 
     async def _save(
         self,
@@ -692,26 +648,9 @@ class _Results(AsyncResultBackend[_ReturnType]):
         async with self._redis() as redis:
             return await _pipelined(redis, [(command, key) for key in keys])
 
-    def _dump(self, result: TaskiqResult[Any]) -> bytes:
-        return self.serializer.dumpb(result.model_dump(mode="json"))
 
-    def _load(self, data: bytes, with_logs: bool) -> TaskiqResult[_ReturnType]:
-        result = TaskiqResult[_ReturnType].model_validate(self.serializer.loadb(data))
-        if not with_logs:
-            result.log = None
-        return result
-
-
-class _ToldResults(_Results[_ReturnType]):
-    """What waits for results without looking for them again and again.
-
-    Whoever stores results publishes their ids; one subscription tells all who wait in
-    an event loop.
-    """
-
-    @cached_property
-    def _feed(self) -> ResultFeed:
-        return ResultFeed(self._follow)
+class _ToldResults(ToldResults[_ReturnType], _Results[_ReturnType]):
+    """What is told of results: whoever stores them publishes their ids."""
 
     @cached_property
     def abort_store(self) -> AbortStore:  # type: ignore[override]
@@ -722,25 +661,6 @@ class _ToldResults(_Results[_ReturnType]):
     def _channel(self) -> str:
         """Where ids are published. Channels are not keys and cannot meet them."""
         return self._task_name("taskiq-results")
-
-    async def wait_for_result(
-        self,
-        task_id: str,
-        timeout: float,
-        with_logs: bool = False,
-    ) -> TaskiqResult[_ReturnType]:
-        """Wait until a result is there, and read it with others that came with it.
-
-        Those who wait are told; beside that they look each 2 s, for results of workers
-        that do not tell.
-        """
-        look = partial(self._reads.submit, task_id)
-        return self._load(await self._feed.wait(task_id, look, timeout), with_logs)
-
-    async def shutdown(self) -> None:
-        """End the subscription and close what the plugin has opened."""
-        await self._feed.close()
-        await super().shutdown()
 
     def _announcements(self, task_ids: list[str]) -> list[tuple[Any, ...]]:
         return [

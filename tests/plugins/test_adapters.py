@@ -653,6 +653,20 @@ async def is_subscribed(name: str) -> bool:
     return 1 in await subscriptions_of(name)
 
 
+@pytest.mark.parametrize(
+    "backend",
+    [
+        adapted_redis.RedisAsyncResultBackend,
+        adapted_redis.RedisAsyncSentinelResultBackend,
+        adapted_asyncpg.AsyncpgResultBackend,
+        adapted_nats.NATSObjectStoreResultBackend,
+    ],
+)
+def test_no_backend_falls_back_to_one_by_one_or_to_polling(backend: Any) -> None:
+    for name in ("set_results", "get_results", "wait_for_result"):
+        assert getattr(backend, name) is not getattr(AsyncResultBackend, name)
+
+
 @pytest.mark.usefixtures("redis")
 async def test_all_who_wait_share_one_connection() -> None:
     name = f"taskiq-adapters-{uuid.uuid4().hex[:12]}"
