@@ -11,7 +11,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from taskiq.bulk import GroupCommit, run_bounded
+from taskiq.bulk import run_bounded
+from taskiq.dead_letters._shared import SharedDeadLetters
 from taskiq.dead_letters.letter import letter_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _PATIENCE: Final = 5.0
 _NOT_IN_NAMES: Final = str.maketrans(dict.fromkeys(".*> /\\", "_"))
 
 
-class JetStreamDeadLetters:
+class JetStreamDeadLetters(SharedDeadLetters):
     """Keeps dead letters in a stream: the bytes as they were, labels as headers.
 
     :param broker: whose servers and settings are used.
@@ -35,13 +36,9 @@ class JetStreamDeadLetters:
         of the broker and `_dead`.
     """
 
-    is_shared = True
-
     def __init__(self, broker: Any, queue: str | None) -> None:
-        self._broker = broker
         name = queue or f"{broker.stream_name}_dead"
-        self.queue: str = name.translate(_NOT_IN_NAMES)
-        self._puts = GroupCommit(self._put_all)
+        super().__init__(broker, name.translate(_NOT_IN_NAMES))
 
     @asynccontextmanager
     async def _open(self) -> AsyncGenerator[Any]:
@@ -56,21 +53,13 @@ class JetStreamDeadLetters:
         finally:
             await client.close()
 
-    async def put(self, letter: DeadLetter) -> None:
-        """Keep one more letter, with others that come meanwhile."""
-        await self._puts.submit(letter)
-
-    async def _put_all(
-        self,
-        letters: Sequence[DeadLetter],
-    ) -> list[Exception | None]:
+    async def _put_all(self, letters: Sequence[DeadLetter]) -> list[Any]:
         async with self._open() as context:
 
             async def publish(letter: DeadLetter) -> None:
                 await context.publish(self.queue, letter.data, headers=letter.labels)
 
-            outcomes = await run_bounded(publish, letters, 100)
-        return [each if isinstance(each, Exception) else None for each in outcomes]
+            return await run_bounded(publish, letters, 100)
 
     async def read(self, after: str = "") -> AsyncGenerator[DeadLetter, None]:
         """Give the letters, the oldest first."""

@@ -14,7 +14,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from taskiq.bulk import GroupCommit, run_bounded
+from taskiq.bulk import run_bounded
+from taskiq.dead_letters._shared import SharedDeadLetters
 from taskiq.dead_letters.letter import letter_of
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from taskiq.dead_letters.letter import DeadLetter
 
 
-class RabbitMQDeadLetters:
+class RabbitMQDeadLetters(SharedDeadLetters):
     """Keeps dead letters in a queue: the bytes as the body, labels as headers.
 
     AMQP knows no reading without taking. So letters are taken without acknowledgement,
@@ -34,13 +35,9 @@ class RabbitMQDeadLetters:
     :param queue: name of the queue; by default that of the first queue and `.dead`.
     """
 
-    is_shared = True
-
     def __init__(self, broker: Any, queue: str | None) -> None:
-        self._broker = broker
         named = [each.name for each in broker._task_queues]  # noqa: SLF001
-        self.queue: str = queue or f"{named[0] if named else 'taskiq'}.dead"
-        self._puts = GroupCommit(self._put_all)
+        super().__init__(broker, queue or f"{named[0] if named else 'taskiq'}.dead")
 
     @asynccontextmanager
     async def _open(self) -> AsyncGenerator[tuple[Any, Any]]:
@@ -58,14 +55,7 @@ class RabbitMQDeadLetters:
             )
             yield channel, queue
 
-    async def put(self, letter: DeadLetter) -> None:
-        """Keep one more letter, with others that come meanwhile."""
-        await self._puts.submit(letter)
-
-    async def _put_all(
-        self,
-        letters: Sequence[DeadLetter],
-    ) -> list[Exception | None]:
+    async def _put_all(self, letters: Sequence[DeadLetter]) -> list[Any]:
         import aio_pika  # noqa: PLC0415 - of the plugin
 
         async with self._open() as (channel, _):
@@ -81,8 +71,7 @@ class RabbitMQDeadLetters:
                     message, routing_key=self.queue, mandatory=True
                 )
 
-            outcomes = await run_bounded(publish, letters, 100)
-        return [each if isinstance(each, Exception) else None for each in outcomes]
+            return await run_bounded(publish, letters, 100)
 
     async def _take(self) -> AsyncGenerator[Any, None]:
         async with self._open() as (_, queue):

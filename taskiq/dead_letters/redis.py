@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from taskiq.bulk import GroupCommit
+from taskiq.dead_letters._shared import SharedDeadLetters
 from taskiq.dead_letters.letter import letter_of
 from taskiq.queues import redis_client
 
@@ -24,34 +24,23 @@ _DATA: Final = "data"
 _PAGE: Final = 500
 
 
-class RedisDeadLetters:
+class RedisDeadLetters(SharedDeadLetters):
     """Keeps dead letters in a stream: the bytes in one field, each label in another.
 
     :param broker: whose server and settings are used.
     :param queue: key of the stream; by default that of the queue and `.dead`.
     """
 
-    is_shared = True
-
     def __init__(self, broker: Any, queue: str | None) -> None:
-        self._broker = broker
-        self.queue: str = queue or f"{broker.queue_name}.dead"
-        self._puts = GroupCommit(self._put_all)
+        super().__init__(broker, queue or f"{broker.queue_name}.dead")
 
-    async def put(self, letter: DeadLetter) -> None:
-        """Keep one more letter, with others that come meanwhile."""
-        await self._puts.submit(letter)
-
-    async def _put_all(
-        self,
-        letters: Sequence[DeadLetter],
-    ) -> list[Exception | None]:
+    async def _put_all(self, letters: Sequence[DeadLetter]) -> list[Any]:
         async with redis_client(self._broker) as client:
             pipeline = client.pipeline(transaction=False)
             for letter in letters:
                 pipeline.xadd(self.queue, {**letter.labels, _DATA: letter.data})
-            replies = await pipeline.execute(raise_on_error=False)
-        return [each if isinstance(each, Exception) else None for each in replies]
+            replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies
 
     async def read(self, after: str = "") -> AsyncGenerator[DeadLetter, None]:
         """Give the letters, the oldest first."""

@@ -1,0 +1,43 @@
+"""What the stores of dead letters on servers have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from taskiq.bulk import GroupCommit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from taskiq.dead_letters.letter import DeadLetter
+
+
+class SharedDeadLetters(ABC):
+    """Keeps letters on the server of a broker, those that come together at once.
+
+    :param broker: whose server and settings are used.
+    :param queue: names what the letters are in.
+    """
+
+    is_shared = True
+
+    def __init__(self, broker: Any, queue: str) -> None:
+        self._broker = broker
+        self.queue = queue
+        self._puts = GroupCommit(self._put_each)
+
+    async def put(self, letter: DeadLetter) -> None:
+        """Keep one more letter, with others that come meanwhile."""
+        await self._puts.submit(letter)
+
+    async def _put_each(
+        self,
+        letters: Sequence[DeadLetter],
+    ) -> list[Exception | None]:
+        answers = await self._put_all(letters)
+        return [each if isinstance(each, Exception) else None for each in answers]
+
+    @abstractmethod
+    async def _put_all(self, letters: Sequence[DeadLetter]) -> list[Any]:
+        """Keep letters; gives the error of each that is not known to be kept."""
