@@ -40,6 +40,12 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
+class Slow(TaskiqMiddleware):
+    async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        await asyncio.sleep(5)
+        return message
+
+
 def doubling(
     broker: AsyncBroker,
     calls: list[list[int]],
@@ -201,11 +207,6 @@ async def test_wait_all_waits_for_tasks_sent_by_tasks(broker: InMemoryBroker) ->
 async def test_wait_all_waits_for_messages_that_a_hook_holds_up(
     broker: InMemoryBroker,
 ) -> None:
-    class Slow(TaskiqMiddleware):
-        async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
-            await asyncio.sleep(5)
-            return message
-
     calls: list[list[int]] = []
     broker.add_middlewares(Slow())
     task = doubling(broker, calls, batch_timeout=60)
@@ -490,11 +491,6 @@ async def test_shutdown_flushes_and_waits_before_anything_is_stopped(
 async def test_shutdown_waits_for_messages_on_their_way_to_their_batch(
     broker: InMemoryBroker,
 ) -> None:
-    class Slow(TaskiqMiddleware):
-        async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
-            await asyncio.sleep(5)
-            return message
-
     calls: list[list[int]] = []
     broker.add_middlewares(Slow())
     task = doubling(broker, calls, batch_timeout=60)

@@ -14,7 +14,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 
@@ -22,14 +21,14 @@ from taskiq.cli.health.endpoint import Answer, Endpoint
 from taskiq.cli.health.files import HealthDirectory
 
 from ..support.hub import HANG, Hub
+from ..support.ports import free_port
 from ..test_health import beat, fleet
-from .worker_process import WorkerProcess
+from .worker_process import Run
 
 needs_signals = pytest.mark.skipif(
     sys.platform == "win32",
     reason="Windows has no signals to send to other processes",
 )
-Run: TypeAlias = Callable[..., WorkerProcess]
 
 
 def health(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -192,32 +191,6 @@ def test_clients_that_say_nothing_keep_nobody_else_waiting(endpoint: Endpoint) -
 
 
 # -- A worker -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as running:
-        yield running
-
-
-@pytest.fixture
-def run(hub: Hub, tmp_path: Path) -> Iterator[Run]:
-    started: list[WorkerProcess] = []
-
-    def start(*options: str, **settings: object) -> WorkerProcess:
-        worker = WorkerProcess(hub, tmp_path, *options, **settings)  # type: ignore[arg-type]  # passed on
-        started.append(worker)
-        return worker
-
-    yield start
-    for worker in started:
-        worker.clean_up()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def get(port: int, path: str) -> tuple[int, str]:

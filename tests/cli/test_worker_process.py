@@ -7,14 +7,12 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 
 from ..support.hub import Hub
-from .worker_process import COMMAND, WorkerProcess, command_with
+from .worker_process import COMMAND, Run, command_with
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32",
@@ -22,27 +20,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 SIGINT, SIGTERM = signal.SIGINT, signal.SIGTERM
-Run: TypeAlias = Callable[..., WorkerProcess]
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as running:
-        yield running
-
-
-@pytest.fixture
-def run(hub: Hub, tmp_path: Path) -> Iterator[Run]:
-    started: list[WorkerProcess] = []
-
-    def start(*options: str, **settings: object) -> WorkerProcess:
-        worker = WorkerProcess(hub, tmp_path, *options, **settings)  # type: ignore[arg-type]  # passed on
-        started.append(worker)
-        return worker
-
-    yield start
-    for worker in started:
-        worker.clean_up()
 
 
 def needs_uvloop() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from signal import Signals
+from typing import TypeAlias
 
 from ..support.commands import RunningCommand
 from ..support.hub import Hub
@@ -73,3 +75,7 @@ class WorkerProcess(RunningCommand):
             except ProcessLookupError:  # noqa: PERF203 - most have ended
                 continue
         super().clean_up()
+
+
+#: Starts one, with its options; it is cleaned up after the test.
+Run: TypeAlias = Callable[..., WorkerProcess]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-import socket
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
+
+from tests.support.ports import free_port
 
 from .lines import Line
 
@@ -114,10 +115,3 @@ OWN_SERVERS: dict[Line, type[OwnServer]] = {
     "nats-pull": OwnNats,
     "nats-pull-adapted": OwnNats,
 }
-
-
-def free_port() -> int:
-    """Give a port that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,19 +14,13 @@ import pytest
 from taskiq.middlewares import PrometheusMiddleware, _multiprocess
 from taskiq.middlewares._multiprocess import remove_leftovers
 from taskiq.middlewares.prometheus_middleware import _try_to_remove_leftovers
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PROMETHEUS_MULTIPROC_DIR"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 leaves_leftovers_on_windows = pytest.mark.skipif(

@@ -16,8 +16,9 @@ from redis.asyncio import Redis
 from taskiq import AckableMessage, AsyncBroker, AsyncResultBackend, TaskiqResult
 from taskiq.adapters import redis as adapted_redis
 from taskiq.message import BrokerMessage
-from tests.faults.servers import OwnRedis, free_port
+from tests.faults.servers import OwnRedis
 from tests.support.hub import HANG
+from tests.support.ports import free_port
 
 MASTER = "the-master"
 #: What a cluster of two has, one half each.

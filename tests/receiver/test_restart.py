@@ -30,14 +30,6 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-@pytest.fixture
-def without_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "taskiq.receiver.restart.random.uniform",
-        lambda _low, high: high,
-    )
-
-
 # -- How long it waits -------------------------------------------------------------
 
 

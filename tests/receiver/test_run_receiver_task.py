@@ -74,14 +74,6 @@ class Broker(QueueBroker):
             yield message
 
 
-@pytest.fixture
-def without_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "taskiq.receiver.restart.random.uniform",
-        lambda _low, high: high,
-    )
-
-
 # -- What it does ------------------------------------------------------------------
 
 
