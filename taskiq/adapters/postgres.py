@@ -32,6 +32,7 @@ from taskiq.adapters._bulk import in_chunks, plugin_is_missing
 from taskiq.adapters._feed import Waiters, payloads
 from taskiq.adapters._results import GroupedResults, ToldResults
 from taskiq.bulk import GroupCommit, cancel_all, run_bounded
+from taskiq.lifecycle import reconnecting
 from taskiq.models import maker_of
 
 try:
@@ -86,6 +87,10 @@ _TROUBLE: Final = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
 )
+
+#: What all but one of several processes fail with that make a table at once, though
+#: they make it only if there is none.
+_MADE_MEANWHILE: Final = (asyncpg.UniqueViolationError, asyncpg.DuplicateTableError)
 
 _SEND: Final = """
 WITH sent AS (
@@ -260,6 +265,16 @@ class AsyncpgBroker(plugin.AsyncpgBroker):
     @cached_property
     def _acks(self) -> _Acks:
         return _Acks(self)
+
+    async def startup(self) -> None:
+        """Start as the plugin does, at the same time as other processes, too."""
+        try:
+            await super().startup()
+        except _MADE_MEANWHILE as exc:
+            if exc is self.lifecycle.hook_error:
+                raise
+            with reconnecting():  # what the application wants at a start is done
+                await super().startup()
 
     async def kick(self, message: BrokerMessage) -> None:
         """Send one message, together with others that are sent at the same time."""
@@ -523,6 +538,14 @@ class AsyncpgResultBackend(
     wait in an event loop.
     """
 
+    async def startup(self) -> None:
+        """Start as the plugin does, at the same time as other processes, too."""
+        try:
+            await super().startup()
+        except _MADE_MEANWHILE:
+            await super().shutdown()  # what was opened is opened again
+            await super().startup()
+
     @cached_property
     def abort_store(self) -> AbortStore:  # type: ignore[override]
         """Where marks of aborted messages are kept: in a table of their own."""
@@ -667,8 +690,7 @@ class _Aborts(AbortStore):
 
     async def _fetch(self, statement: str, *arguments: Any) -> list[Any]:
         if not self._is_made:
-            # Two processes that make it at once stumble over one another.
-            with suppress(asyncpg.UniqueViolationError, asyncpg.DuplicateTableError):
+            with suppress(*_MADE_MEANWHILE):
                 await self._results._fetch(_MAKE_ABORTS)  # noqa: SLF001
             self._is_made = True
         return await self._results._fetch(statement, *arguments)  # noqa: SLF001

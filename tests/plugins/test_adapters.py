@@ -19,7 +19,14 @@ import taskiq_redis
 from nats.js.errors import NotFoundError
 from redis.asyncio import Redis
 
-from taskiq import AckableMessage, AsyncBroker, AsyncResultBackend, TaskiqResult
+from taskiq import (
+    AckableMessage,
+    AsyncBroker,
+    AsyncResultBackend,
+    TaskiqEvents,
+    TaskiqResult,
+    TaskiqState,
+)
 from taskiq.acks import AckGroup
 from taskiq.adapters import nats as adapted_nats
 from taskiq.adapters import postgres as adapted_asyncpg
@@ -493,6 +500,33 @@ async def test_a_result_that_redis_refuses_fails_alone(seed: int) -> None:
             await redis.execute_command("ACL", "DELUSER", user)
     assert set(failed) == bad
     assert set(await stored_under(user)) == set(results) - bad
+
+
+@pytest.mark.usefixtures("postgres")
+@pytest.mark.parametrize("is_worker", [False, True])
+async def test_processes_that_start_together_share_a_new_table(
+    is_worker: bool,
+) -> None:
+    """To make a table if there is none fails when somebody makes it just then."""
+    name = f"taskiq-adapters-{uuid.uuid4().hex[:12]}"
+    brokers = [lines.postgres(name, adapted_asyncpg) for _ in range(4)]
+    started: list[int] = []
+
+    def note(number: int, _: TaskiqState) -> None:
+        started.append(number)
+
+    for number, broker in enumerate(brokers):
+        broker.is_worker_process = is_worker
+        for event in (TaskiqEvents.CLIENT_STARTUP, TaskiqEvents.WORKER_STARTUP):
+            broker.add_event_handler(event, partial(note, number))
+    try:
+        await asyncio.gather(*(broker.startup() for broker in brokers))
+        assert sorted(started) == [0, 1, 2, 3]
+        for broker in brokers:
+            await broker.result_backend.set_result(new_ids(1)[0], result_of("any"))
+    finally:
+        await asyncio.gather(*(broker.shutdown() for broker in brokers))
+        await asyncio.to_thread(POSTGRES.remove, name)
 
 
 @pytest.mark.usefixtures("postgres")
