@@ -55,6 +55,7 @@ class Admission:
 
     def read(self, delivery: Delivery) -> None:
         """Decode what a broker gave, and find its task."""
+        delivery.hooks = hooks_of(self._broker)
         # What a broker gives is not checked by anybody: a formatter may want text.
         given: Any = delivery.raw
         # Asking a pydantic class is ten times slower than asking a built-in one.
@@ -111,24 +112,25 @@ class Admission:
 
     def waits(self, delivery: Delivery) -> bool:
         """Whether something comes before its task that has to be awaited."""
-        if hooks_of(self._broker).pre_execute or self._limit_of(delivery) is not None:
+        task, aborting = delivery.task, self.aborting
+        if delivery.hooks.pre_execute or task is None or task.is_limited:
             return True
-        if "ack_type" in delivery.message.labels and isinstance(
+        message, controller = delivery.message, delivery.controller
+        if "ack_type" in message.labels and isinstance(
             attempt(self._resolve_ack_type, delivery),
             Failed,
         ):
             return True
-        if delivery.ack_type is _WHEN_RECEIVED and delivery.controller.is_ackable:
+        if delivery.ack_type is _WHEN_RECEIVED and controller.is_ackable:
             return True
-        aborting = self.aborting
-        return aborting is not None and aborting.concerns(delivery.message.task_id)
+        return aborting is not None and aborting.concerns(message.task_id)
 
     async def admit(self, delivery: Delivery) -> Failed | None:
         """Run what comes before a task: hooks, and the ack of a received message.
 
         :returns: what keeps the message from being run, if there is something.
         """
-        hooks = hooks_of(self._broker).pre_execute
+        hooks = delivery.hooks.pre_execute
         failed: Failed | None = None
         if hooks and delivery.is_batched:
             # What they set has to be there when it is settled, by its batch.
@@ -138,11 +140,11 @@ class Admission:
         elif hooks:
             failed = await self._pre_execute(hooks, delivery)
         bad_label = attempt(self._resolve_ack_type, delivery)
-        limit = self._limit_of(delivery)
+        policy = self._settlement.endings.policy_of(delivery)
         if failed is None and bad_label is not None:
             delivery.reason = Reason.BAD_LABEL
-        elif failed is None and limit is not None:
-            failed = await self._check_limit(delivery, limit)
+        elif failed is None and policy is not None and policy.max_deliveries:
+            failed = await self._check_limit(delivery, policy.max_deliveries)
         if delivery.is_acked_at(_WHEN_RECEIVED):
             await self._settlement.ack_received(delivery)
         failed = failed or bad_label
@@ -150,15 +152,6 @@ class Admission:
         if failed is None and self.aborting is not None:
             failed = await self.aborting.before(delivery)
         return failed
-
-    def _limit_of(self, delivery: Delivery) -> int | None:
-        """Say how often a message may be delivered; `None` for any number of times."""
-        default = self._broker.failure_policy
-        task = delivery.task
-        own = None if task is None else task.policy
-        if own is None:
-            return None if default is None else default.max_deliveries
-        return own.or_else(default).max_deliveries
 
     async def _check_limit(self, delivery: Delivery, limit: int) -> Failed | None:
         """Keep a message from being run that was delivered too often."""

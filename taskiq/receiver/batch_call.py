@@ -205,7 +205,10 @@ class BatchCall:
             context,
             first.timeout,
         )
-        outcome, seconds = await self._execution.run(call)
+        try:
+            outcome, seconds = await self._execution.run(call)
+        finally:
+            self._execution.forget(context)
         self.seconds += seconds
         self._is_told = call.teardown is not None and outcome is call.teardown
         decided = context.close()

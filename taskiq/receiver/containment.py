@@ -46,54 +46,50 @@ def attempt(function: Callable[..., _T], *args: Any) -> _T | Failed:
         return Failed(exc)
 
 
-async def contain(
-    function: Callable[..., Awaitable[_T]],
-    *args: Any,
-    seconds: float | None = None,
-    on_end: Callable[..., Awaitable[Any]] | None = None,
-    waiting: dict[Steps, Any] | None = None,
-) -> _T | Failed:
-    """Await what a function gives; what either raises is the outcome.
+def first_step(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function, and take the first step of what it gives: mostly the last one.
 
-    A function that cancels its own asyncio task fails like one that raises. Who cancels
-    the task while it waits ends it.
+    Every called, saved and acknowledged message comes by here. What ends without
+    waiting for anything costs no coroutine, no timer and no look at the asyncio task.
 
-    What ends without waiting for anything costs no timer, and what waits half of
-    `asyncio.timeout`: every saved and every acknowledged message comes by here.
-
-    :param seconds: what takes longer is cancelled, and fails with a `TimeoutError`;
-        `None` is no limit.
-    :param on_end: awaited with `args` and the cancellation before it is raised.
-    :param waiting: has the first of `args`, by its steps, while these wait.
-    :raises asyncio.CancelledError: when the asyncio task is cancelled from outside.
+    :returns: what it gives in the end, what it failed with as a `Failed`, or `Steps`
+        that are still to be taken, by `Steps.finish`.
     """
-    steps: Steps | None = None
     try:
         work: Any = function(*args)
         if work.__class__ is not CoroutineType:
             work = _await(work)
         try:
             waited_for = work.send(None)
-        except StopIteration as done:  # mostly: it had nothing to wait for
-            returned: _T = done.value
-            return returned
-        steps = Steps(work, waited_for)
-        if waiting is not None:
-            value = await _listed(steps, waiting, args[0])
-        else:
-            value = await (steps if seconds is None else _limited(steps, seconds))
+        except StopIteration as done:
+            return done.value
     except BaseException as exc:
-        if steps is None:
-            steps = Steps(None, None)
+        steps = Steps(None, None)
         if steps.is_ended_by(exc):
-            if on_end is not None and not isinstance(exc, GeneratorExit):
-                await on_end(*args, exc)
             raise
         steps.forget_own_cancels()
-        return Failed(steps.reason or exc)
-    if steps.own_cancels:
-        return await steps.absorb_own_cancel()
-    return cast("_T", value)
+        return Failed(exc)
+    return Steps(work, waited_for)
+
+
+async def contain(
+    function: Callable[..., Awaitable[_T]],
+    *args: Any,
+    seconds: float | None = None,
+) -> _T | Failed:
+    """Await what a function gives; what either raises is the outcome.
+
+    A function that cancels its own asyncio task fails like one that raises. Who cancels
+    the task while it waits ends it.
+
+    :param seconds: what takes longer is cancelled, and fails with a `TimeoutError`;
+        `None` is no limit.
+    :raises asyncio.CancelledError: when the asyncio task is cancelled from outside.
+    """
+    outcome: Any = first_step(function, *args)
+    if outcome.__class__ is Steps:
+        outcome = await outcome.finish(seconds)
+    return cast("_T | Failed", outcome)
 
 
 async def take_own_cancel() -> Failed | None:
@@ -205,6 +201,30 @@ class Steps:
             finally:
                 self.own_cancels += cancel_requests(self.task) - before
 
+    async def finish(
+        self,
+        seconds: float | None = None,
+        on_end: Callable[[BaseException], Awaitable[Any]] | None = None,
+    ) -> Any:
+        """Take all of them.
+
+        :param seconds: what takes longer is cancelled, and fails with a `TimeoutError`;
+            `None` is no limit.
+        :param on_end: awaited with the cancellation before it is raised.
+        :returns: what they give in the end, or a `Failed`.
+        :raises asyncio.CancelledError: when the asyncio task is cancelled from outside.
+        """
+        try:
+            value = await (self if seconds is None else _limited(self, seconds))
+        except BaseException as exc:
+            if self.is_ended_by(exc):
+                if on_end is not None and not isinstance(exc, GeneratorExit):
+                    await on_end(exc)
+                raise
+            self.forget_own_cancels()
+            return Failed(self.reason or exc)
+        return await self.absorb_own_cancel() if self.own_cancels else value
+
     def interrupt(self) -> None:
         """Cancel what takes too long."""
         self.is_overdue = True
@@ -248,14 +268,6 @@ class Steps:
         self.forget_own_cancels()
         own = asyncio.CancelledError("it cancelled its own asyncio task")
         return Failed(self.reason or own)
-
-
-async def _listed(steps: Steps, waiting: dict[Steps, Any], subject: Any) -> Any:
-    waiting[steps] = subject
-    try:
-        return await steps
-    finally:
-        del waiting[steps]
 
 
 async def _limited(steps: Steps, seconds: float) -> Any:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from taskiq.acks import AckableMessage, AckController, AcknowledgeType
     from taskiq.batch import BatchConfig
+    from taskiq.hooks import HookLists
     from taskiq.message import TaskiqMessage
     from taskiq.policies import Ending
     from taskiq.receiver.batcher import Batch, Group
@@ -36,6 +37,7 @@ class Delivery(Holder):
     :param broker: whose message it is.
     :ivar raw: what the broker gave.
     :ivar controller: acknowledges it.
+    :ivar hooks: the middlewares that take part in each hook.
     :ivar message: the message, as the last `pre_execute` hook left it.
     :ivar task: its task, prepared; `None` where that failed.
     :ivar function: the function of its task.
@@ -81,6 +83,7 @@ class Delivery(Holder):
     raw: bytes | AckableMessage
     message: TaskiqMessage
     controller: AckController
+    hooks: HookLists
     task: PreparedTask | None
     function: Callable[..., Any]
     ack_type: AcknowledgeType

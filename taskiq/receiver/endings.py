@@ -21,7 +21,6 @@ from taskiq.exceptions import (
     MessageNackedError,
     NoResultError,
 )
-from taskiq.hooks import hooks_of
 from taskiq.outage import brief
 from taskiq.outcome import Failed
 from taskiq.policies import (
@@ -60,15 +59,16 @@ class Endings:
         self._broker = broker
         self._seconds = seconds
 
-    def _policy_of(self, delivery: Delivery) -> FailurePolicy | None:
-        own = None if delivery.task is None else delivery.task.policy
-        return combined(own, self._broker.failure_policy)
+    def policy_of(self, delivery: Delivery) -> FailurePolicy | None:
+        """Give the policy that a message is under."""
+        task = delivery.task
+        return self._broker.failure_policy if task is None else task.policy
 
     def may_keep(self, delivery: Delivery) -> bool:
         """Whether a failed message may end in another way than acknowledged."""
         if isinstance(delivery.result.error, (DeadLetteredError, MessageNackedError)):
             return True
-        return self._policy_of(delivery) is not None
+        return self.policy_of(delivery) is not None
 
     async def count_of(self, delivery: Delivery) -> int | None:
         """Count how often a message was delivered; `None` if that is not known."""
@@ -96,7 +96,7 @@ class Endings:
             delivery.result.error = ending.error
         if ending.action in {Action.GIVE_BACK, Action.DEAD_LETTER}:
             delivery.ending = ending
-        hooks = hooks_of(self._broker).on_ending
+        hooks = delivery.hooks.on_ending
         if hooks:
             told = run_hooks(hooks, "on_ending", delivery, delivery.message, ending)
             await in_context(delivery.context, told)
@@ -116,7 +116,7 @@ class Endings:
             return None
         if isinstance(error, DeadLetteredError) and reason is Reason.ERROR:
             reason = Reason.REQUESTED
-        policy = self._policy_of(delivery)
+        policy = self.policy_of(delivery)
         if policy is None and reason is not Reason.REQUESTED:
             return Ending(Action.ACK, reason, error)
         deliveries = await self.count_of(delivery)
@@ -127,7 +127,7 @@ class Endings:
         delivery: Delivery,
         error: MessageNackedError,
     ) -> Ending:
-        policy = self._policy_of(delivery)
+        policy = self.policy_of(delivery)
         deliveries = await self.count_of(delivery)
         if policy is None or not is_last(policy, deliveries):
             return Ending(
@@ -190,7 +190,7 @@ class Endings:
             delivery.message = message
         deliveries = await self.count_of(delivery)
         delivery.ending = ending = Ending(action, reason, error, deliveries)
-        hooks = hooks_of(self._broker).on_ending
+        hooks = delivery.hooks.on_ending
         if hooks:
             await run_hooks(hooks, "on_ending", delivery, message, ending)
         if action is not Action.DEAD_LETTER:
@@ -220,7 +220,7 @@ class Endings:
             else f"kept in {store.queue} as {letter.id}",
             extra={"reason": letter.reason, "letter_id": letter.id},
         )
-        hooks = hooks_of(self._broker).on_dead_letter
+        hooks = delivery.hooks.on_dead_letter
         if hooks:
             told = run_hooks(hooks, "on_dead_letter", delivery, letter)
             await in_context(delivery.context, told)

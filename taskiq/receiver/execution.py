@@ -17,7 +17,7 @@ from taskiq.callables import is_coroutine_function
 from taskiq.context import BatchContext, Context
 from taskiq.mistakes import with_public_names
 from taskiq.outcome import Failed, Outcome, Succeeded
-from taskiq.receiver.containment import contain, take_own_cancel
+from taskiq.receiver.containment import Steps, contain, first_step, take_own_cancel
 from taskiq.receiver.diagnosis import describe
 from taskiq.receiver.failures import log_failure
 from taskiq.receiver.placing import read_timeout
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from taskiq_dependencies.ctx import AsyncResolveContext
 
     from taskiq.abc.broker import AsyncBroker
-    from taskiq.receiver.containment import Steps
     from taskiq.receiver.params_parser import ParameterCasts
     from taskiq.receiver.prepared import PreparedTask
 
@@ -58,13 +57,21 @@ class Call:
     :param timeout: seconds the function may take, or text of a number; `None` for no
         limit. Dependencies are not limited.
     :param casts: how the arguments of its message are still to be cast, if they are.
-    :ivar is_async: whether the target gives a coroutine.
     :ivar dependencies: what was opened for it, to be closed after it.
     :ivar teardown: what closing them failed with.
     """
 
-    dependencies: AsyncResolveContext | None = None
-    teardown: Failed | None = None
+    __slots__ = (
+        "args",
+        "casts",
+        "context",
+        "dependencies",
+        "kwargs",
+        "target",
+        "task",
+        "teardown",
+        "timeout",
+    )
 
     def __init__(
         self,
@@ -83,8 +90,15 @@ class Call:
         self.context = context
         self.timeout = timeout
         self.casts = casts
-        is_own = target is task.function
-        self.is_async = task.is_async if is_own else is_coroutine_function(target)
+        self.dependencies: AsyncResolveContext | None = None
+        self.teardown: Failed | None = None
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the target gives a coroutine."""
+        if self.target is self.task.function:
+            return self.task.is_async
+        return is_coroutine_function(self.target)
 
     @property
     def label(self) -> str:
@@ -131,37 +145,47 @@ class Execution:
         :raises asyncio.CancelledError: when the worker cancelled the call.
         """
         started = time.perf_counter()
-        returned = await contain(
-            self._work,
-            call,
-            on_end=self._close_dependencies,
-            waiting=self._waiting,
-        )
+        returned = first_step(self._work, call)
+        if returned.__class__ is Steps:
+            returned = await self._finish(call, returned)
         seconds = time.perf_counter() - started
-        outcome: Outcome
         if known_cancels(asyncio.current_task()):
             returned = await take_own_cancel() or returned
-        if isinstance(returned, Failed):
-            outcome = returned
-            with_public_names(outcome.error)
-            if not isinstance(call.context, BatchContext):
-                # Of a batch it depends on its other calls what there is to say.
-                failed = [call.context.message]
-                log_failure(self._broker, call.label, failed, outcome.error)
-        else:
-            outcome = Succeeded(returned)
+        failed: Failed | None = None
+        if returned.__class__ is Failed:
+            failed = returned
+            self._tell_failure(call, returned.error)
         if call.dependencies is not None:
-            error = outcome.error if isinstance(outcome, Failed) else None
+            error = None if failed is None else failed.error
             call.teardown = await self._close_dependencies(call, error)
             # Work that was not committed must not be reported as done.
-            if error is None and call.teardown is not None:
-                outcome = call.teardown
+            failed = failed or call.teardown
+        return failed or Succeeded(returned), seconds
+
+    async def _finish(self, call: Call, steps: Steps) -> Any:
+        """Wait for a call, in the list of those that somebody may cancel."""
+        waiting = self._waiting
+        if waiting is not None:
+            waiting[steps] = call
+        try:
+            close = functools.partial(self._close_dependencies, call)
+            return await steps.finish(on_end=close)
+        finally:
+            if waiting is not None:
+                del waiting[steps]
+
+    def _tell_failure(self, call: Call, error: BaseException) -> None:
+        with_public_names(error)
+        if not isinstance(call.context, BatchContext):
+            # Of a batch it depends on its other calls what there is to say.
+            failed = [call.context.message]
+            log_failure(self._broker, call.label, failed, error)
+
+    def forget(self, context: Context) -> None:
+        """Keep nothing of a call that is over: every item of a batch, otherwise."""
         shared = self._broker.custom_dependency_context
-        if isinstance(call.context, BatchContext) and (
-            shared.get(Context) is call.context
-        ):
-            del shared[Context]  # it would keep every item until the next call
-        return outcome, seconds
+        if shared.get(Context) is context:
+            del shared[Context]
 
     def _work(self, call: Call) -> Coroutine[Any, Any, Any]:
         """Tell the world which message runs, and give what its call comes down to.

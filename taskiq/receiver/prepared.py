@@ -9,6 +9,7 @@ from taskiq_dependencies import DependencyGraph
 
 from taskiq.callables import is_coroutine_function, resolved_hints
 from taskiq.outcome import Failed
+from taskiq.policies import combined
 from taskiq.receiver.containment import attempt
 from taskiq.receiver.params_parser import ParameterCasts
 from taskiq.receiver.placing import BatchPlan
@@ -16,6 +17,7 @@ from taskiq.receiver.placing import BatchPlan
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from taskiq.abc.broker import AsyncBroker
     from taskiq.batch import BatchConfig
     from taskiq.decor import AsyncTaskiqDecoratedTask
     from taskiq.policies import FailurePolicy
@@ -28,8 +30,11 @@ class PreparedTask:
     :param function: what is called.
     :param batch: how its messages are gathered, `None` to call it for each.
     :param policy: what its decorator says of failed messages.
+    :param default: what its broker says of them.
     :raises NameError: when a type hint cannot be resolved.
     :ivar dependencies: the graph of its dependencies, `None` when it has none.
+    :ivar policy: what becomes of its messages that fail, the broker's word included.
+    :ivar is_limited: whether they are delivered a limited number of times.
     :ivar plan: how its messages are placed into batches, `None` for a plain task.
     """
 
@@ -37,12 +42,15 @@ class PreparedTask:
         "_overridden",
         "batch",
         "casts",
+        "default",
         "dependencies",
         "function",
         "graph",
         "hints",
         "is_async",
+        "is_limited",
         "name",
+        "own_policy",
         "plan",
         "policy",
         "signature",
@@ -54,11 +62,14 @@ class PreparedTask:
         function: Callable[..., Any],
         batch: BatchConfig | None = None,
         policy: FailurePolicy | None = None,
+        default: FailurePolicy | None = None,
     ) -> None:
         self.name = name
         self.function = function
         self.batch = batch
-        self.policy = policy
+        self.own_policy, self.default = policy, default
+        self.policy = combined(policy, default)
+        self.is_limited = bool(self.policy and self.policy.max_deliveries)
         self.signature = inspect.signature(function)
         self.hints = resolved_hints(function)
         self.graph = DependencyGraph(function)
@@ -103,13 +114,15 @@ class PreparedTasks:
     Somebody may take entries out of the public collections: a task that is not in
     `known` is prepared again.
 
+    :param broker: whose tasks they are.
     :ivar known: names of the tasks.
     :ivar signatures: their parameters, by name of the task.
     :ivar hints: their resolved annotations.
     :ivar graphs: their dependencies.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, broker: AsyncBroker) -> None:
+        self._broker = broker
         self.known: set[str] = set()
         self.signatures: dict[str, inspect.Signature] = {}
         self.hints: dict[str, dict[str, Any]] = {}
@@ -127,7 +140,8 @@ class PreparedTasks:
             prepared is None
             or prepared.function is not task.original_func
             or prepared.batch is not task.batch
-            or prepared.policy is not task.failure_policy
+            or prepared.own_policy is not task.failure_policy
+            or prepared.default is not self._broker.failure_policy
             or name not in self.known
         ):
             made = attempt(
@@ -157,7 +171,8 @@ class PreparedTasks:
         """
         # Not known until it is: what fails now is tried again with the next message.
         self.known.discard(name)
-        prepared = PreparedTask(name, function, batch, policy)
+        default = self._broker.failure_policy
+        prepared = PreparedTask(name, function, batch, policy, default)
         self._prepared[name] = prepared
         self.signatures[name] = prepared.signature
         self.hints[name] = prepared.hints

@@ -109,7 +109,7 @@ class Receiver:
             executor,
             propagate_exceptions=propagate_exceptions,
         )
-        self.prepared_tasks = PreparedTasks()
+        self.prepared_tasks = PreparedTasks(broker)
         self.known_tasks = self.prepared_tasks.known
         self.task_signatures = self.prepared_tasks.signatures
         self.task_hints = self.prepared_tasks.hints

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from taskiq.abc.result_backend import AsyncResultBackend
 from taskiq.acks import AcknowledgeType
@@ -19,13 +19,21 @@ from taskiq.hooks import hooks_of
 from taskiq.models import maker_of
 from taskiq.outage import is_unreachable
 from taskiq.outcome import Failed, Outcome, Succeeded, own_copy
-from taskiq.receiver.containment import attempt, contain, in_context, run_hooks
+from taskiq.receiver.containment import (
+    Steps,
+    attempt,
+    contain,
+    first_step,
+    in_context,
+    run_hooks,
+)
 from taskiq.receiver.diagnosis import describe
 from taskiq.receiver.endings import Endings
 from taskiq.receiver.states import MessageState
 from taskiq.receiver.tasks import Crew, wait_for_all
 from taskiq.result import TaskiqResult
 from taskiq.unstorable import storable_instead
+from taskiq.utils import maybe_awaitable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -36,6 +44,9 @@ if TYPE_CHECKING:
     from taskiq.receiver.delivery import Delivery
     from taskiq.receiver.receiver import Receiver
     from taskiq.receiver.tasks import Tasks
+
+    #: Says whether a message is to be taken further, or gives what does.
+    Step: TypeAlias = Callable[[Delivery], bool | Coroutine[Any, Any, bool]]
 
 logger = logging.getLogger("taskiq.receiver.receiver")
 
@@ -108,7 +119,12 @@ class Settlement:
         self._tasks = tasks
         self._outage = receiver.broker.lifecycle.outage
         self.endings = Endings(self._broker, receiver.save_timeout)
-        self._steps = (self._tell, self._save, self._tell_saved, self._ack)
+        self._steps: tuple[Step, ...] = (
+            self._tell,
+            self._save,
+            self._tell_saved,
+            self._ack,
+        )
 
     def give_results(
         self,
@@ -135,7 +151,7 @@ class Settlement:
 
         :param raise_err: raise what saving it or a hook after that failed with.
         """
-        hooks, error = hooks_of(self._broker), delivery.result.error
+        hooks, error = delivery.hooks, delivery.result.error
         if (
             error is not None
             or hooks.post_execute
@@ -145,7 +161,9 @@ class Settlement:
             error = delivery.result.error
         failure: BaseException | None = None
         if error is None or not isinstance(error, NoResultError):
-            stored = await self._store(delivery)
+            stored = self._begin_to_store(delivery)
+            if stored.__class__ is Steps:
+                stored = await self._finish_storing(delivery, stored)
             if stored.__class__ is Failed:
                 failure = await self._store_instead(delivery, stored.error)
             elif self._outage.is_on:
@@ -176,15 +194,15 @@ class Settlement:
         has_failed = not is_acked and any(
             delivery.result.error is not None for delivery in deliveries
         )
-        is_needed = {
-            self._tell: is_told or has_failed,
-            self._save: True,
-            self._tell_saved: bool(hooks.post_save),
-            self._ack: is_acked or has_failed,
-        }
+        needed = (
+            is_told or has_failed,
+            True,
+            bool(hooks.post_save),
+            is_acked or has_failed,
+        )
         at_work: list[set[asyncio.Task[None]]] = []
         for number, step in enumerate(self._steps):
-            if not is_needed[step] or not deliveries:
+            if not needed[number] or not deliveries:
                 continue
             done, alone = await self._do_many(step, deliveries)
             if alone:
@@ -203,7 +221,7 @@ class Settlement:
 
     async def _do_many(
         self,
-        step: Callable[[Delivery], Coroutine[Any, Any, bool]],
+        step: Step,
         deliveries: Sequence[Delivery],
     ) -> tuple[Sequence[Delivery], Sequence[Delivery]]:
         """Take messages through a step in one call, where there is one for it.
@@ -226,7 +244,7 @@ class Settlement:
         async def follow(deliveries: list[Delivery]) -> None:
             for delivery in deliveries:
                 for step in self._steps[number:]:
-                    if not await step(delivery):
+                    if not await maybe_awaitable(step(delivery)):
                         break
                 else:
                     delivery.end(_DONE)
@@ -235,11 +253,7 @@ class Settlement:
 
     async def _tell(self, delivery: Delivery) -> bool:
         """Acknowledge what is executed, and call the hooks after that."""
-        hooks, message, result = (
-            hooks_of(self._broker),
-            delivery.message,
-            delivery.result,
-        )
+        hooks, message, result = delivery.hooks, delivery.message, delivery.result
         is_kept = result.error is not None and self.endings.may_keep(delivery)
         if delivery.is_acked_at(_WHEN_EXECUTED) and not is_kept:
             await self._acknowledge(delivery)
@@ -266,15 +280,25 @@ class Settlement:
             await self._acknowledge(delivery)
         return True
 
-    async def _save(self, delivery: Delivery) -> bool:
+    def _save(self, delivery: Delivery) -> bool | Coroutine[Any, Any, bool]:
         """Save the result of one message, unless there is none on purpose.
 
-        :returns: whether that is done; what is not saved is not acknowledged.
+        :returns: whether that is done, or what gives that: what is not saved is not
+            acknowledged.
         """
         error = delivery.result.error
         if error is not None and isinstance(error, NoResultError):
             return True
-        stored = await self._store(delivery)
+        stored = self._begin_to_store(delivery)
+        if stored.__class__ is Steps or stored.__class__ is Failed:
+            return self._finish_saving(delivery, stored)
+        if self._outage.is_on:
+            self._outage.worked(_CANNOT_SET)
+        return True
+
+    async def _finish_saving(self, delivery: Delivery, stored: Any) -> bool:
+        if stored.__class__ is Steps:
+            stored = await self._finish_storing(delivery, stored)
         if stored.__class__ is not Failed:
             if self._outage.is_on:
                 self._outage.worked(_CANNOT_SET)
@@ -284,17 +308,35 @@ class Settlement:
         delivery.end(_DONE)
         return False
 
-    def _store(self, delivery: Delivery) -> Coroutine[Any, Any, Any]:
-        """Give what saves a result, and returns a `Failed` where that fails."""
-        work = contain(
-            self._broker.result_backend.set_result,
+    def _begin_to_store(self, delivery: Delivery) -> Any:
+        """Begin to save a result: mostly there is nothing to wait for.
+
+        :returns: what it came to, as `first_step` gives it.
+        """
+        task_id, result, context = (
             delivery.message.task_id,
             delivery.result,
-            seconds=self._receiver.save_timeout,
+            delivery.context,
         )
-        # Mostly without a coroutine more: this is done for each message.
-        context = delivery.context
-        return work if context is None else in_context(context, work)
+        store = self._broker.result_backend.set_result
+        if context is None:
+            return first_step(store, task_id, result)
+        return context.run(first_step, store, task_id, result)
+
+    def _finish_storing(
+        self,
+        delivery: Delivery,
+        steps: Steps,
+    ) -> Coroutine[Any, Any, Any]:
+        work = steps.finish(self._receiver.save_timeout)
+        return in_context(delivery.context, work)
+
+    async def _store(self, delivery: Delivery) -> Any:
+        """Save a result; returns a `Failed` where that fails."""
+        stored = self._begin_to_store(delivery)
+        if stored.__class__ is Steps:
+            stored = await self._finish_storing(delivery, stored)
+        return stored
 
     async def _store_instead(
         self,
@@ -392,7 +434,7 @@ class Settlement:
         :param raise_err: whether the first failure is raised: it stops the others.
         :returns: what the last of those that failed did so with.
         """
-        hooks, result = hooks_of(self._broker).post_save, delivery.result
+        hooks, result = delivery.hooks.post_save, delivery.result
         if not hooks or isinstance(result.error, NoResultError):
             return None
         failed = await in_context(

@@ -301,7 +301,8 @@ class Crew(Generic[_Item]):
     When all items are begun, those that take longer than `PROMPT` then are late: the
     others go on without them, and each is taken further by itself.
 
-    :param step: takes one item; says whether it is to be taken further.
+    :param step: takes one item; says whether it is to be taken further, at once where
+        there was nothing to wait for.
     :param follow: takes items further.
     :ivar at_work: helpers that have not ended, to be waited for in the end.
     """
@@ -309,7 +310,7 @@ class Crew(Generic[_Item]):
     def __init__(
         self,
         tasks: Tasks,
-        step: Callable[[_Item], Coroutine[Any, Any, bool]],
+        step: Callable[[_Item], bool | Coroutine[Any, Any, bool]],
         items: Sequence[_Item],
         follow: Callable[[list[_Item]], Coroutine[Any, Any, None]],
     ) -> None:
@@ -376,7 +377,10 @@ class Crew(Generic[_Item]):
         for item in self._left:
             self._unbegun -= 1
             since[number] = self._now
-            if await step(item):
+            goes_on = step(item)
+            if not isinstance(goes_on, bool):
+                goes_on = await goes_on
+            if goes_on:
                 (late if self._is_closed else passed).append(item)
         since[number] = _NEVER  # at nothing any more
         self._end_if_over()
