@@ -72,7 +72,6 @@ class Admission:
         found: Any = attempt(self._decode, data)
         if found.__class__ is Failed:
             log_unparsable(data, found.error)
-            delivery.is_refused = True
             # What can be read without its labels has a bad one among them.
             read: Any = attempt(self._broker.formatter.loads, data)
             reason, message = Reason.BAD_LABEL, read
@@ -88,7 +87,6 @@ class Admission:
                 decoded.task_name,
                 decoded.task_id,
             )
-            delivery.is_refused = True
             unknown = UnknownTaskError(task_name=decoded.task_name)
             delivery.refusal = Reason.UNKNOWN_TASK, unknown, decoded
             return

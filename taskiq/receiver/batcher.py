@@ -107,6 +107,21 @@ class Group(Generic[_Member]):
 class Batch(Holder, Generic[_Member]):
     """The members of one call, in order of arrival."""
 
+    __slots__ = (
+        "__weakref__",
+        "alarm",
+        "group",
+        "joined_at",
+        "lane",
+        "members",
+        "opened_at",
+        "reason",
+        "sequence",
+        "turn",
+        "unsettled",
+        "weight",
+    )
+
     def __init__(
         self,
         lane: Lane[_Member],

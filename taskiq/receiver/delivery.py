@@ -25,24 +25,26 @@ if TYPE_CHECKING:
     from taskiq.result import TaskiqResult
 
 # By name: on Python 3.11 a member costs as much as a call each time it is asked for.
+_READ: Final = MessageState.READ
 _BUFFERED: Final = MessageState.BUFFERED
 _SETTLING: Final = MessageState.SETTLING
 _DONE: Final = MessageState.DONE
 _PLACE: Final = Unit.PLACE
+_ERROR: Final = Reason.ERROR
 
 
 class Delivery(Holder):
     """One message on its way through the receiver.
 
     :param broker: whose message it is.
-    :ivar raw: what the broker gave.
+    :param raw: what the broker gave.
     :ivar controller: acknowledges it.
     :ivar hooks: the middlewares that take part in each hook.
     :ivar message: the message, as the last `pre_execute` hook left it.
     :ivar task: its task, prepared; `None` where that failed.
     :ivar function: the function of its task.
-    :ivar is_refused: whether nobody can run it: no message, or for an unknown task.
-    :ivar refusal: why, with what error, and the message if it can be read.
+    :ivar refusal: why nobody can run it, with what error, and the message if it can be
+        read; `None` for what can be run.
     :ivar is_batched: whether its task runs in batches.
     :ivar ack_type: the moment it is acknowledged at.
     :ivar context: the context variables its hooks left; `None` for none of its own.
@@ -67,20 +69,34 @@ class Delivery(Holder):
         when they have given it up: it gets no result and no acknowledgement.
     """
 
-    # What most messages never change is on the class: there are millions of them.
-    state: Any = MessageState.READ
-    is_refused = False
-    refusal: tuple[Reason, BaseException, TaskiqMessage | None] | None = None
-    reason = Reason.ERROR
-    ending: Ending | None = None
-    is_batched = False
-    is_error_told = False
-    context: contextvars.Context | None = None
-    fingerprint: int | None = None
-    twins: Sequence[Delivery] = ()
-    is_held_twice = False
-    settled: asyncio.Future[None] | None = None
-    raw: bytes | AckableMessage
+    __slots__ = (
+        "__weakref__",
+        "ack_type",
+        "broker",
+        "context",
+        "controller",
+        "ending",
+        "fingerprint",
+        "function",
+        "group",
+        "hooks",
+        "is_batched",
+        "is_error_told",
+        "is_held_twice",
+        "item",
+        "message",
+        "raw",
+        "reason",
+        "refusal",
+        "rest",
+        "result",
+        "same",
+        "settled",
+        "task",
+        "timeout",
+        "twins",
+        "weight",
+    )
     message: TaskiqMessage
     controller: AckController
     hooks: HookLists
@@ -95,8 +111,26 @@ class Delivery(Holder):
     same: Same | None
     group: Group[Delivery]
 
-    def __init__(self, broker: object) -> None:
+    def __init__(self, broker: object, raw: bytes | AckableMessage) -> None:
+        # Written out, `Holder` included: this is made for each message.
+        self.state = _READ
+        self.unit = self.unit_2 = None
+        self.source = self.source_2 = None
         self.broker = broker
+        self.raw = raw
+        self.is_batched = self.is_error_told = self.is_held_twice = False
+        self.refusal: tuple[Reason, BaseException, TaskiqMessage | None] | None = None
+        self.reason = _ERROR
+        self.ending: Ending | None = None
+        self.context: contextvars.Context | None = None
+        self.fingerprint: int | None = None
+        self.twins: Sequence[Delivery] = ()
+        self.settled: asyncio.Future[None] | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether nobody can run it: no message, or for an unknown task."""
+        return self.refusal is not None
 
     def place(
         self,

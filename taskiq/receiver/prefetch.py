@@ -146,8 +146,7 @@ class Prefetch:
             if self._interruptions:
                 _forget_own_cancellations(self._interruptions)
         self.fetched += 1
-        delivery = Delivery(self._broker)
-        delivery.raw = message
+        delivery = Delivery(self._broker, message)
         delivery.unit, delivery.source = self._unit, self
         self._has_unit = False
         self._is_handing_over = True

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from taskiq.abc.broker import AsyncBroker
-    from taskiq.batch import BatchConfig
     from taskiq.decor import AsyncTaskiqDecoratedTask
     from taskiq.policies import FailurePolicy
 
@@ -28,9 +27,8 @@ class PreparedTask:
 
     :param name: the task's name.
     :param function: what is called.
-    :param batch: how its messages are gathered, `None` to call it for each.
-    :param policy: what its decorator says of failed messages.
-    :param default: what its broker says of them.
+    :param source: what its decorator made; `None` for a plain function.
+    :param default: what its broker says of failed messages.
     :raises NameError: when a type hint cannot be resolved.
     :ivar dependencies: the graph of its dependencies, `None` when it has none.
     :ivar policy: what becomes of its messages that fail, the broker's word included.
@@ -40,7 +38,6 @@ class PreparedTask:
 
     __slots__ = (
         "_overridden",
-        "batch",
         "casts",
         "default",
         "dependencies",
@@ -50,25 +47,25 @@ class PreparedTask:
         "is_async",
         "is_limited",
         "name",
-        "own_policy",
         "plan",
         "policy",
         "signature",
+        "source",
     )
 
     def __init__(
         self,
         name: str,
         function: Callable[..., Any],
-        batch: BatchConfig | None = None,
-        policy: FailurePolicy | None = None,
+        source: AsyncTaskiqDecoratedTask[Any, Any] | None = None,
         default: FailurePolicy | None = None,
     ) -> None:
         self.name = name
         self.function = function
-        self.batch = batch
-        self.own_policy, self.default = policy, default
-        self.policy = combined(policy, default)
+        self.source = source
+        self.default = default
+        own = None if source is None else source.failure_policy
+        self.policy = combined(own, default)
         self.is_limited = bool(self.policy and self.policy.max_deliveries)
         self.signature = inspect.signature(function)
         self.hints = resolved_hints(function)
@@ -77,9 +74,9 @@ class PreparedTask:
         self.is_async = is_coroutine_function(function)
         self.casts = ParameterCasts(self.signature, self.hints)
         self.plan: BatchPlan | None = None
-        if batch is not None:
+        if source is not None and source.batch is not None:
             filled_in = _parameters_filled_in(self.graph)
-            self.plan = BatchPlan(batch, self.signature, self.hints, filled_in)
+            self.plan = BatchPlan(source.batch, self.signature, self.hints, filled_in)
         # The graph with replaced dependencies, and the replacements it was built for.
         self._overridden: tuple[dict[Any, Any], DependencyGraph] | None = None
 
@@ -138,19 +135,11 @@ class PreparedTasks:
         prepared = self._prepared.get(name)
         if (
             prepared is None
-            or prepared.function is not task.original_func
-            or prepared.batch is not task.batch
-            or prepared.own_policy is not task.failure_policy
+            or prepared.source is not task
             or prepared.default is not self._broker.failure_policy
             or name not in self.known
         ):
-            made = attempt(
-                self.prepare,
-                name,
-                task.original_func,
-                task.batch,
-                task.failure_policy,
-            )
+            made = attempt(self.prepare, name, task.original_func, task)
             return None if isinstance(made, Failed) else made
         return prepared
 
@@ -162,17 +151,17 @@ class PreparedTasks:
         self,
         name: str,
         function: Callable[..., Any],
-        batch: BatchConfig | None,
-        policy: FailurePolicy | None = None,
+        source: AsyncTaskiqDecoratedTask[Any, Any] | None = None,
     ) -> PreparedTask:
         """Work out what depends on a task only.
 
+        :param source: what its decorator made; `None` for a plain function.
         :raises NameError: when a type hint of it cannot be resolved.
         """
         # Not known until it is: what fails now is tried again with the next message.
         self.known.discard(name)
         default = self._broker.failure_policy
-        prepared = PreparedTask(name, function, batch, policy, default)
+        prepared = PreparedTask(name, function, source, default)
         self._prepared[name] = prepared
         self.signatures[name] = prepared.signature
         self.hints[name] = prepared.hints

@@ -127,12 +127,7 @@ class Receiver:
         self._latest: Runtime | None = None
         broker.batch_statistics = self.batch_statistics
         for name, task in broker.get_all_tasks().items():
-            self.prepared_tasks.prepare(
-                name,
-                task.original_func,
-                task.batch,
-                task.failure_policy,
-            )
+            self.prepared_tasks.prepare(name, task.original_func, task)
 
     async def callback(
         self,
@@ -197,7 +192,7 @@ class Receiver:
 
         :raises NameError: when a type hint of it cannot be resolved.
         """
-        return self.prepared_tasks.prepare(name, handler, None)
+        return self.prepared_tasks.prepare(name, handler)
 
     def _get_ack_time(self, message: TaskiqMessage) -> AcknowledgeType:
         """Say when a message is acknowledged: its label decides, if it has one.

@@ -114,8 +114,7 @@ class Runtime:
         It takes over the units that the message was read with, if this is asked by what
         was begun for it, also from an asyncio task of its own.
         """
-        delivery = Delivery(self.broker)
-        delivery.raw = message
+        delivery = Delivery(self.broker, message)
         lent = _lent.get()
         if lent is not None and lent.broker is self.broker:
             delivery.take_over(lent)
@@ -135,7 +134,7 @@ class Runtime:
         :param is_waited_for: whether to return only when it is settled with its batch.
         """
         with delivery:
-            if delivery.is_refused:
+            if delivery.refusal is not None:
                 self._start(delivery)
                 delivery.move(_SETTLING)
                 await self.settlement.settle_refused(delivery)
@@ -267,8 +266,7 @@ class Runtime:
 
     def enter(self, message: bytes | AckableMessage) -> None:
         """Take a message that its broker sends in this process."""
-        delivery = Delivery(self.broker)
-        delivery.raw = message
+        delivery = Delivery(self.broker, message)
         if self.receiver.has_own_callback:
             work = self.receiver.callback(message=message)
             self._begin_own_callback(delivery, work)
@@ -306,8 +304,7 @@ class Runtime:
 
         A message of a batch task is a batch of its own: it waits for no other.
         """
-        delivery = Delivery(self.broker)
-        delivery.raw = message
+        delivery = Delivery(self.broker, message)
         if not self.receiver.has_own_callback:
             self.admission.read(delivery)
             if delivery.is_batched:

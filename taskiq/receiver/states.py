@@ -44,6 +44,10 @@ class MessageState(enum.Enum):
     DONE = "it has its outcome"
     LEFT = "it is given up without an acknowledgement: the broker delivers it again"
 
+    #: What the tables below say of it: looked up for every move of every message.
+    moves: frozenset[MessageState]
+    holds: frozenset[Unit]
+
     __hash__ = object.__hash__
 
 
@@ -57,6 +61,9 @@ class BatchState(enum.Enum):
     RUNNING = "the task function has the items"
     SETTLING = "its members are saved and acknowledged"
     SETTLED = "no member is left in it"
+
+    moves: frozenset[BatchState]
+    holds: frozenset[Unit]
 
     __hash__ = object.__hash__
 
@@ -114,6 +121,9 @@ HOLDS: Final[Mapping[Any, frozenset[Unit]]] = {
     _B.SETTLED: _NOTHING,
 }
 
+for _state in MOVES:
+    _state.moves, _state.holds = MOVES[_state], HOLDS[_state]
+
 #: A message in one of these belongs to its batch: whoever took it there is done.
 IN_BATCH: Final = frozenset({_M.WAITING, _M.PARKED, _M.BUFFERED})
 #: A message of a batch task in one of these is on its way to its batch.
@@ -133,15 +143,15 @@ class Holder:
     """Something in a state, with the units it holds there: two of them at most."""
 
     # Written out: a container for each message would be work for the garbage collector.
-    # On the class: most holders never hold anything, and need not say so.
-    state: Any
-    unit: Unit | None = None
-    source: Any = None
-    unit_2: Unit | None = None
-    source_2: Any = None
+    # There is no second unit without a first one.
+    __slots__ = ("source", "source_2", "state", "unit", "unit_2")
 
     def __init__(self, state: Any) -> None:
         self.state = state
+        self.unit: Unit | None = None
+        self.unit_2: Unit | None = None
+        self.source: Any = None
+        self.source_2: Any = None
 
     def hold(self, unit: Unit, source: Source) -> None:
         """Take over one unit that the caller has acquired from `source`."""
@@ -163,15 +173,16 @@ class Holder:
 
         :raises RuntimeError: when `MOVES` does not allow it; nothing is changed.
         """
-        if state not in MOVES[self.state]:
+        if state not in self.state.moves:
             raise RuntimeError(f"no way from {self.state} to {state}")
         self.state = state
-        if self.unit is None and self.unit_2 is None:
+        if self.unit is None:
             return
-        held = HOLDS[state]
-        if self.unit is not None and self.unit not in held:
-            source, self.source, self.unit = self.source, None, None
-            source.release()
-        if self.unit_2 is not None and self.unit_2 not in held:
+        if self.unit_2 is not None and self.unit_2 not in state.holds:
             source, self.source_2, self.unit_2 = self.source_2, None, None
+            source.release()
+        if self.unit not in state.holds:
+            source = self.source
+            self.unit, self.source = self.unit_2, self.source_2
+            self.unit_2 = None
             source.release()
