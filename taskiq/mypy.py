@@ -117,24 +117,26 @@ class TaskiqPlugin(Plugin):
             # Known whatever the decorators below have made of its type.
             function: SymbolNode | None = context.context.func
         else:
-            given = get_proper_type(next(each[0] for each in context.arg_types if each))
-            if _is_instance(given, _TASK_WITH_DEPENDENCIES):
-                return _left_out(given)
-            function = _definition(given)
+            given = next((each[0] for each in context.arg_types if each), None)
+            task = get_proper_type(given)
+            if _is_instance(task, _TASK_WITH_DEPENDENCIES):
+                return _left_out(task)
+            function = _definition(task)
         if isinstance(function, Decorator):
             function = function.func
         if not isinstance(function, FuncDef):
             return set()
-        assert isinstance(context.api, TypeChecker)  # noqa: S101 - nobody else has it
+        if not isinstance(context.api, TypeChecker):
+            return set()  # no other is known, but its type promises less
         reader = _Reader(context.api.modules, self._sources)
         return reader.dependencies(function, context.api.tree.fullname)
 
 
-def _is_instance(given: ProperType, of: str) -> TypeGuard[Instance]:
+def _is_instance(given: ProperType | None, of: str) -> TypeGuard[Instance]:
     return isinstance(given, Instance) and given.type.fullname == of
 
 
-def _definition(given: ProperType) -> SymbolNode | None:
+def _definition(given: ProperType | None) -> SymbolNode | None:
     """Find what runs: a function, a method, a constructor or `__call__`."""
     if isinstance(given, CallableType):
         return given.definition

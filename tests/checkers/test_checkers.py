@@ -93,5 +93,5 @@ async def test_what_mypy_with_the_plugin_accepts_runs(
     await tasks.broker.wait_all()
 
     results = tasks.broker.result_backend.results.values()
-    assert len(results) == 33
+    assert len(results) == 36
     assert not [each.error for each in results if each.is_err]

@@ -116,6 +116,25 @@ async def decorated(number: int, db: Connection) -> float:
     return 1.0
 
 
+@broker.task
+async def generic(number: _R, db: Connection) -> _R:
+    return number
+
+
+class Holder:
+    Local = Annotated[Db, Mark]
+
+    @staticmethod
+    @broker.task
+    async def task(number: int, db: Local) -> float:
+        return 1.0
+
+
+@broker.task
+async def of_class(number: int, db: Holder.Local) -> float:
+    return 1.0
+
+
 async def marks_are_found() -> None:
     assert_type(await bare.kiq(1), AsyncTaskiqTask[float])
     assert_type(await bare.kiq(number=1), AsyncTaskiqTask[float])
@@ -131,6 +150,9 @@ async def marks_are_found() -> None:
     assert_type(await of_mark.kiq(1), AsyncTaskiqTask[float])
     assert_type(await without.kiq(1, "a"), AsyncTaskiqTask[float])
     assert_type(await decorated.kiq(1), AsyncTaskiqTask[float])
+    assert_type(await generic.kiq(1), AsyncTaskiqTask[int])
+    assert_type(await Holder.task.kiq(1), AsyncTaskiqTask[float])
+    assert_type(await of_class.kiq(1), AsyncTaskiqTask[float])
 
 
 # -- Batch tasks ------------------------------------------------------------------
@@ -197,7 +219,7 @@ class_method = broker.register_task(Runner.class_method, "class_method")
 static_method = broker.register_task(Runner.static_method, "static_method")
 
 
-def in_a_function() -> AsyncTaskiqDecoratedTask[[int], Coroutine[Any, Any, float]]:
+def make_local_task() -> AsyncTaskiqDecoratedTask[[int], Coroutine[Any, Any, float]]:
     from taskiq import TaskiqDepends as Depends  # noqa: PLC0415
 
     Local = Annotated[Db, Depends(get_db)]  # noqa: N806
@@ -224,7 +246,7 @@ async def it_is_the_same_for_every_way_to_register() -> None:
     assert_type(await method.kiq(1), AsyncTaskiqTask[float])
     assert_type(await class_method.kiq(1), AsyncTaskiqTask[float])
     assert_type(await static_method.kiq(1), AsyncTaskiqTask[float])
-    assert_type(await in_a_function().kiq(1), AsyncTaskiqTask[float])
+    assert_type(await make_local_task().kiq(1), AsyncTaskiqTask[float])
 
 
 # -- Other ways to send, and a direct call ----------------------------------------
