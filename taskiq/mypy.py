@@ -165,7 +165,7 @@ def _without(taken: Parameters, dependencies: set[str]) -> Parameters:
     for each, kind, name in zip(taken.arg_types, kinds, taken.arg_names, strict=True):
         if name in dependencies:
             after_one = after_one or kind.is_positional()
-        elif not after_one or name is None:
+        elif not after_one:
             kept.append((each, kind, name))
         elif kind is not ArgKind.ARG_STAR:
             kept.append((each, _BY_NAME.get(kind, kind), name))

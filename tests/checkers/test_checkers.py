@@ -1,5 +1,7 @@
 """Both type checkers say of the files of `tests/typing` what those files expect.
 
+The examples of the documentation are right to both of them, and need no plugin.
+
 Apart from the default suite, as each run takes seconds: `pytest tests/checkers`.
 """
 
@@ -20,6 +22,7 @@ from taskiq import AsyncBroker, async_shared_broker
 ROOT = Path(__file__).parent.parent.parent
 TYPING = ROOT / "tests" / "typing"
 PLUGIN = Path(__file__).parent / "plugin"
+EXAMPLES = ROOT / "docs" / "examples"
 
 
 def assert_passes(
@@ -49,6 +52,17 @@ def test_mypy_infers_the_pinned_types_and_refuses_what_is_wrong(
 
 def test_pyright_infers_the_pinned_types_and_refuses_what_is_wrong() -> None:
     assert_passes("pyright", "--project", TYPING, "--pythonpath", sys.executable)
+
+
+def test_every_example_is_right_to_mypy(cache: pytest.Cache) -> None:
+    own_cache = cache.mkdir("mypy-examples")
+    assert_passes("mypy", "--strict", "--cache-dir", own_cache, EXAMPLES)
+
+
+def test_every_example_is_right_to_pyright() -> None:
+    # Some of the libraries they use have no types: that is left out of account.
+    settings = Path(__file__).parent / "examples" / "pyrightconfig.json"
+    assert_passes("pyright", "--project", settings, "--pythonpath", sys.executable)
 
 
 def assert_mypy_with_the_plugin_passes(

@@ -91,7 +91,12 @@ async def by_name(number: int, *, db: t.Annotated[Db, Mark], text: str) -> float
 
 
 @broker.task
-async def variadic(db: Described, *numbers: int, **others: str) -> float:
+async def variadic(
+    db: Described,
+    other: Described,
+    *numbers: int,
+    **others: str,
+) -> float:
     return 1.0
 
 
@@ -106,7 +111,7 @@ async def of_mark(number: int, db: Db = Mark) -> float:
 
 
 @broker.task
-async def without(number: int, text: NoDependency) -> float:
+async def without(text: NoDependency, others: tuple[Connection, ...]) -> float:
     return 1.0
 
 
@@ -148,7 +153,7 @@ async def marks_are_found() -> None:
     assert_type(await variadic.kiq(a="b"), AsyncTaskiqTask[float])
     assert_type(await quoted.kiq(1), AsyncTaskiqTask[float])
     assert_type(await of_mark.kiq(1), AsyncTaskiqTask[float])
-    assert_type(await without.kiq(1, "a"), AsyncTaskiqTask[float])
+    assert_type(await without.kiq("a", ()), AsyncTaskiqTask[float])
     assert_type(await decorated.kiq(1), AsyncTaskiqTask[float])
     assert_type(await generic.kiq(1), AsyncTaskiqTask[int])
     assert_type(await Holder.task.kiq(1), AsyncTaskiqTask[float])
@@ -290,7 +295,7 @@ async def what_is_wrong_is_refused(source: ScheduleSource, db: Db) -> None:
     await bare.kiq()  # type: ignore[call-overload]
     await bare.kiq(1, db)  # type: ignore[call-overload]
     await bare.kiq(1, db=db)  # type: ignore[call-overload]
-    await without.kiq(1)  # type: ignore[call-overload]
+    await without.kiq("a")  # type: ignore[call-overload]
     await called.kiq(1)  # type: ignore[call-overload]
     await called.kiq(1, "a", 2)  # type: ignore[call-overload]
     await sync.kiq(1, db=db)  # type: ignore[call-arg]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from pydantic import Field
+
 import taskiq
 from taskiq import TaskiqDepends
 
@@ -19,7 +21,7 @@ def get_db() -> Db:
 Mark = TaskiqDepends(get_db)
 Connection = Annotated[Db, taskiq.TaskiqDepends(get_db)]
 Described = Annotated[Connection, "a description"]
-NoDependency = Annotated[str, "a description"]
+NoDependency = Annotated[str, Field(min_length=1)]
 
 
 async def imported(number: int, db: Connection) -> float:
