@@ -10,6 +10,7 @@ from typing import (
     Any,
     Concatenate,
     Final,
+    Generic,
     ParamSpec,
     Protocol,
     TypeVar,
@@ -235,6 +236,41 @@ def _make_picklable(function: Any) -> None:
     function.__name__ = name
     function.__qualname__ = f"{scope}{dot}{name}"
     setattr(module, name, function)
+
+
+if TYPE_CHECKING:
+    _Sent = ParamSpec("_Sent")
+    _Called = ParamSpec("_Called")
+
+    class TaskWithDependencies(
+        AsyncTaskiqDecoratedTask[_Sent, _ReturnType],
+        Generic[_Sent, _ReturnType, _Called],
+    ):
+        """What a task with dependencies is to mypy with the plugin `taskiq.mypy`.
+
+        It is sent without them, and called with them. There are no such objects.
+        """
+
+        original_func: Callable[_Called, _ReturnType]  # type: ignore[assignment]
+
+        def __call__(  # type: ignore[override]
+            self,
+            *args: _Called.args,
+            **kwargs: _Called.kwargs,
+        ) -> _ReturnType:
+            """Run the function here and now."""
+            ...
+
+
+class TaskDecorator(Protocol):
+    """What ``broker.task()`` gives: it makes a function a task."""
+
+    def __call__(
+        self,
+        func: Callable[_P, _R],
+    ) -> AsyncTaskiqDecoratedTask[_P, _R]:
+        """Make `func` a task."""
+        ...
 
 
 class BatchDecorator(Protocol):

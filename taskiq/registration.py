@@ -19,7 +19,12 @@ from typing import (
 
 from taskiq.batch import item_return_type, read_batch_config, split_batch_arguments
 from taskiq.callables import function_module, function_name, resolved_hints
-from taskiq.decor import AsyncTaskiqDecoratedTask, BatchDecorator, SharedBatchDecorator
+from taskiq.decor import (
+    AsyncTaskiqDecoratedTask,
+    BatchDecorator,
+    SharedBatchDecorator,
+    TaskDecorator,
+)
 from taskiq.exceptions import TaskBrokerMismatchError
 from taskiq.mistakes import SendCheck
 from taskiq.options import check_labels
@@ -131,10 +136,7 @@ class TaskRegistry(ABC):
         max_deliveries: int | None = None,
         on_failure: OnFailure | None = None,
         **labels: Any,
-    ) -> Callable[
-        [Callable[_FuncParams, _ReturnType]],
-        AsyncTaskiqDecoratedTask[_FuncParams, _ReturnType],
-    ]: ...
+    ) -> TaskDecorator: ...
 
     def task(self, task_name: Any = None, **labels: Any) -> Any:
         """Make a function a task of this broker.

@@ -18,6 +18,7 @@ from taskiq import AsyncBroker
         "batch_tasks",
         "contexts",
         "control_refused",
+        "dependencies",
         "many",
         "many_refused",
         "plain_tasks",

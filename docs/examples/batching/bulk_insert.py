@@ -15,14 +15,11 @@ import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel
 
 from taskiq import AsyncTaskiqDecoratedTask, Context, InMemoryBroker, TaskiqDepends
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
 
 ROWS = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
 
@@ -87,7 +84,7 @@ class Measured(NamedTuple):
 
 async def measure(
     way: str,
-    task: AsyncTaskiqDecoratedTask[..., Coroutine[Any, Any, int]],
+    task: AsyncTaskiqDecoratedTask[..., Any],
     path: Path,
 ) -> Measured:
     """Send every row as a message of its own and wait for every result."""

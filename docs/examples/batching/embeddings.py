@@ -40,8 +40,9 @@ class Model:
             row[: len(numbers)] = numbers
         lengths = (padded > 0).sum(axis=1, keepdims=True)
         means = self.tokens[padded].sum(axis=1) / np.maximum(lengths, 1)
-        vectors = np.tanh(means @ self.projection)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors: npt.NDArray[np.float64] = np.tanh(means @ self.projection)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
 
 
 def token_ids(text: str) -> list[int]:

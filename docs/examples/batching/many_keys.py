@@ -62,12 +62,15 @@ async def run_round(messages: int, *, keys: int, batch_size: int) -> Round:
     broker = LastBroker(messages)
     calls = most_blocks = done = 0
 
+    def key(item: int) -> int:
+        return item % keys
+
     @broker.task(
         batch=True,
         batch_size=batch_size,
         batch_timeout=0.05,
         batch_max_buffered=1000,
-        batch_key=lambda item: item % keys,
+        batch_key=key,
     )
     async def work(items: list[int]) -> None:
         nonlocal calls, most_blocks, done

@@ -77,7 +77,7 @@ async def connection(
 )
 async def insert(
     readings: list[Reading],
-    db: Annotated[Any, TaskiqDepends(connection)],
+    db: Any = TaskiqDepends(connection),  # noqa: B008 - how it is declared
 ) -> list[int]:
     """Insert many readings with one statement; return the id of each."""
     rows = await db.fetch(

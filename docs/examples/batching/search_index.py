@@ -65,11 +65,16 @@ async def close_session(state: TaskiqState) -> None:
     await state.session.close()
 
 
+def index_of(document: Document) -> str:
+    """Name the index of a document: a request is for one."""
+    return document.index
+
+
 @broker.task(
     batch=True,
     batch_size=200,
     batch_timeout=0.2,
-    batch_key=lambda document: document.index,
+    batch_key=index_of,
     retry_on_error=True,
     types_of_exceptions=(UnavailableError,),
 )

@@ -7,7 +7,7 @@ within 50 ms, calls the model once for all of it, and each request gets its own 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator  # noqa: TC003 - FastAPI looks at it
+from collections.abc import AsyncGenerator  # noqa: TC003 - FastAPI looks at it
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -41,7 +41,7 @@ class Model:
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
     """Load the model in the worker, and connect to the broker in the web server."""
     if broker.is_worker_process:
         app.state.model = Model()
