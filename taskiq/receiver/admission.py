@@ -69,44 +69,52 @@ class Admission:
                 self._leases.hold(delivery)
         else:
             data, delivery.controller = given, _NOT_ACKABLE
-        found: Any = attempt(self._decode, data)
-        if found.__class__ is Failed:
-            log_unparsable(data, found.error)
-            # What can be read without its labels has a bad one among them.
-            read: Any = attempt(self._broker.formatter.loads, data)
-            reason, message = Reason.BAD_LABEL, read
-            if isinstance(read, Failed):
-                reason, message = Reason.UNPARSABLE, None
-            delivery.refusal = reason, found.error, message
+        task: Any = attempt(self._decode, delivery, data)
+        if task is None or task.__class__ is Failed:
+            self._refuse(delivery, data, task)
             return
-        decoded, task = found
-        if task is None:
-            logger.warning(
-                "task %r is not found. Maybe you forgot to import it? "
-                "Message with ID %s is dropped.",
-                decoded.task_name,
-                decoded.task_id,
-            )
-            unknown = UnknownTaskError(task_name=decoded.task_name)
-            delivery.refusal = Reason.UNKNOWN_TASK, unknown, decoded
-            return
-        delivery.message = decoded
         delivery.function = task.original_func
         delivery.ack_type = self._receiver.ack_time
         delivery.task = prepared = self._tasks.of(task)
         if prepared is not None and prepared.plan is not None:
             delivery.is_batched = True
-            if delivery.controller.is_ackable and isinstance(data, bytes):
+            if delivery.controller is not _NOT_ACKABLE and isinstance(data, bytes):
                 delivery.fingerprint = hash(data)
 
     def _decode(
         self,
+        delivery: Delivery,
         data: Any,
-    ) -> tuple[TaskiqMessage, AsyncTaskiqDecoratedTask[Any, Any] | None]:
+    ) -> AsyncTaskiqDecoratedTask[Any, Any] | None:
         decoded = self._broker.formatter.loads(message=data)
         if decoded.labels_types:
             decoded.parse_labels()
-        return decoded, self._broker.find_task(decoded.task_name)
+        delivery.message = decoded
+        return self._broker.find_task(decoded.task_name)
+
+    def _refuse(self, delivery: Delivery, data: Any, failed: Failed | None) -> None:
+        """Say why nobody can run what was read.
+
+        :param failed: what reading it failed with; `None` for an unknown task.
+        """
+        if failed is None:
+            message = delivery.message
+            logger.warning(
+                "task %r is not found. Maybe you forgot to import it? "
+                "Message with ID %s is dropped.",
+                message.task_name,
+                message.task_id,
+            )
+            unknown = UnknownTaskError(task_name=message.task_name)
+            delivery.refusal = Reason.UNKNOWN_TASK, unknown, message
+            return
+        log_unparsable(data, failed.error)
+        # What can be read without its labels has a bad one among them.
+        read: Any = attempt(self._broker.formatter.loads, data)
+        if isinstance(read, Failed):
+            delivery.refusal = Reason.UNPARSABLE, failed.error, None
+        else:
+            delivery.refusal = Reason.BAD_LABEL, failed.error, read
 
     def waits(self, delivery: Delivery) -> bool:
         """Whether something comes before its task that has to be awaited."""

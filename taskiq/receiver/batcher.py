@@ -152,6 +152,16 @@ class Batch(Holder, Generic[_Member]):
             return self.weight + weight
         return _EXACT.add(decimal.Decimal(self.weight), decimal.Decimal(weight))
 
+    def take_in(self, member: _Member) -> None:
+        """Give one more member its place."""
+        lane = self.lane
+        self.members[member] = None
+        if lane.max_weight is not None:
+            self.weight = self.add(member.weight)
+        self.unsettled += 1
+        lane.buffered += 1
+        member.joined(self)
+
     def release(self) -> None:
         """Take the place of one member back, and admit who waits for it."""
         lane = self.lane
@@ -159,7 +169,7 @@ class Batch(Holder, Generic[_Member]):
         lane.buffered -= 1
         if self.state is _SETTLING:
             lane.settling -= 1
-            if self.unsettled == 0:
+            if not self.unsettled:
                 self.move(_SETTLED)
         if lane.alarm is not None or not lane.buffered:
             lane.batcher.place_given_back(lane)
@@ -337,7 +347,7 @@ class Batcher(Generic[_Member]):
         """Seal a batch of one member that waits for nothing, not even for a limit."""
         group = member.group
         batch = self._new_batch(group)
-        self._put_in(batch, member)
+        batch.take_in(member)
         batch.reason = FlushReason.MANUAL
         self._seal(batch)
         return batch
@@ -505,8 +515,7 @@ class Batcher(Generic[_Member]):
 
     def _admit(self, lane: Lane[_Member], member: _Member) -> None:
         """Put a member into the batch its group is filling."""
-        config, most = lane.config, lane.max_weight
-        group = member.group
+        config, most, group = lane.config, lane.max_weight, member.group
         batch = group.open
         if most is not None and batch is not None and batch.add(member.weight) > most:
             self._fill(batch, FlushReason.WEIGHT)
@@ -515,23 +524,13 @@ class Batcher(Generic[_Member]):
             batch = group.open = lane.open[group] = self._new_batch(group)
         elif config.idle_timeout is not None:
             batch.joined_at = self._clock.time()
-        self._put_in(batch, member)
+        batch.take_in(member)
         if len(batch.members) >= config.size:
             self._fill(batch, FlushReason.SIZE)
         elif most is not None and batch.weight >= most:
             self._fill(batch, FlushReason.WEIGHT)
-        elif batch.reason is None and batch.alarm is None:
+        elif batch.alarm is None and batch.reason is None:
             self._start_waiting(batch)
-
-    @staticmethod
-    def _put_in(batch: Batch[_Member], member: _Member) -> None:
-        batch.members[member] = None
-        lane = batch.lane
-        if lane.max_weight is not None:
-            batch.weight = batch.add(member.weight)
-        batch.unsettled += 1
-        lane.buffered += 1
-        member.joined(batch)
 
     def _new_batch(self, group: Group[_Member]) -> Batch[_Member]:
         self._sequence += 1

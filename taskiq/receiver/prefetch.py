@@ -107,44 +107,43 @@ class Prefetch:
 
     async def _read_all(self, finish_event: asyncio.Event) -> None:
         messages = await _open(self._broker)
+        # In one loop: a coroutine for each message would cost as much as reading it.
         try:
-            while not finish_event.is_set():
-                if self._most is not None and self.fetched >= self._most:
-                    logger.info("Max number of tasks executed: %d.", self.fetched)
+            while not finish_event.is_set() and not self._has_read_most():
+                self._is_waiting = True
+                try:
+                    if not self._has_unit:
+                        await self._slots.acquire()
+                        self._has_unit = True
+                        if finish_event.is_set():
+                            break
+                    self.is_reading = True
+                    message = await messages.__anext__()
+                except StopAsyncIteration:
                     break
-                if not await self._read_one(messages, finish_event):
+                except BaseException as exc:
+                    if not self._is_answer_to_interruption(exc):
+                        raise
                     break
+                finally:
+                    self._is_waiting = self.is_reading = False
+                    if self._interruptions:
+                        _forget_own_cancellations(self._interruptions)
+                self._deliver(message)
+                if self._gives_way:
+                    self._gives_way = False
+                    await asyncio.sleep(0)
         finally:
             await self._close(messages)
 
-    async def _read_one(
-        self,
-        messages: AsyncIterator[bytes | AckableMessage],
-        finish_event: asyncio.Event,
-    ) -> bool:
-        """Read one message and hand it over.
+    def _has_read_most(self) -> bool:
+        if self._most is None or self.fetched < self._most:
+            return False
+        logger.info("Max number of tasks executed: %d.", self.fetched)
+        return True
 
-        :returns: whether there was one.
-        """
-        self._is_waiting = True
-        try:
-            if not self._has_unit:
-                await self._slots.acquire()
-                self._has_unit = True
-                if finish_event.is_set():
-                    return False
-            self.is_reading = True
-            message = await messages.__anext__()
-        except StopAsyncIteration:
-            return False
-        except BaseException as exc:
-            if not self._is_answer_to_interruption(exc):
-                raise
-            return False
-        finally:
-            self._is_waiting = self.is_reading = False
-            if self._interruptions:
-                _forget_own_cancellations(self._interruptions)
+    def _deliver(self, message: bytes | AckableMessage) -> None:
+        """Hand over what was read, with the unit that it was read with."""
         self.fetched += 1
         delivery = Delivery(self._broker, message)
         delivery.unit, delivery.source = self._unit, self
@@ -154,10 +153,6 @@ class Prefetch:
             self._hand_over(delivery)
         finally:
             self._is_handing_over = False
-        if self._gives_way:
-            self._gives_way = False
-            await asyncio.sleep(0)
-        return True
 
     def _is_answer_to_interruption(self, error: BaseException) -> bool:
         """Whether `error` came of interrupting a read on purpose."""

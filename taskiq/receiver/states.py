@@ -176,13 +176,14 @@ class Holder:
         if state not in self.state.moves:
             raise RuntimeError(f"no way from {self.state} to {state}")
         self.state = state
-        if self.unit is None:
-            return
         if self.unit_2 is not None and self.unit_2 not in state.holds:
             source, self.source_2, self.unit_2 = self.source_2, None, None
             source.release()
-        if self.unit not in state.holds:
+        if self.unit is not None and self.unit not in state.holds:
             source = self.source
-            self.unit, self.source = self.unit_2, self.source_2
-            self.unit_2 = None
+            if self.unit_2 is None:
+                self.unit = self.source = None
+            else:
+                self.unit, self.source = self.unit_2, self.source_2
+                self.unit_2 = self.source_2 = None
             source.release()

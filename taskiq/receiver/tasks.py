@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import logging
 import sys
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 
 logger = logging.getLogger("taskiq.receiver.receiver")
 
@@ -316,8 +317,8 @@ class Crew(Generic[_Item]):
     ) -> None:
         self._tasks = tasks
         self._step = step
-        self._left = iter(items)
-        self._unbegun = len(items)
+        self._left: Iterator[_Item] = iter(items)
+        self._unbegun = 0
         self._follow = follow
         self._passed: list[_Item] = []
         self._is_closed = False
@@ -335,9 +336,28 @@ class Crew(Generic[_Item]):
 
         :returns: those that who calls this is to take further.
         """
+        step, passed, left = self._step, self._passed, self._left
+        # Mostly there is nothing to wait for, and nothing to be made for it.
+        for item in left:
+            goes_on = step(item)
+            if goes_on is True:
+                passed.append(item)
+            elif goes_on is not False:
+                return await self._run_on(item, goes_on)
+        return passed
+
+    async def _run_on(
+        self,
+        item: _Item,
+        begun: Coroutine[Any, Any, bool],
+    ) -> list[_Item]:
+        """Take an item that has to wait for something, and those behind it."""
+        behind = list(self._left)
+        self._unbegun = 1 + len(behind)
+        self._left = itertools.chain([item], behind)
         call_for_help = asyncio.get_running_loop().call_soon(self._share)
         try:
-            own = await self._help(0)
+            own = await self._help(0, begun)
             if self._over is not None and not self._is_closed:
                 await self._over
         except (asyncio.CancelledError, Exception):
@@ -367,9 +387,14 @@ class Crew(Generic[_Item]):
         self.at_work.add(task)
         task.add_done_callback(self.at_work.discard)
 
-    async def _help(self, number: int) -> list[_Item]:
+    async def _help(
+        self,
+        number: int,
+        begun: Coroutine[Any, Any, bool] | None = None,
+    ) -> list[_Item]:
         """Take items until none is left.
 
+        :param begun: takes the first of them.
         :returns: one that was late, if it is to be taken further.
         """
         since, passed, step = self._since, self._passed, self._step
@@ -377,7 +402,8 @@ class Crew(Generic[_Item]):
         for item in self._left:
             self._unbegun -= 1
             since[number] = self._now
-            goes_on = step(item)
+            goes_on: bool | Coroutine[Any, Any, bool] = begun or step(item)
+            begun = None
             if not isinstance(goes_on, bool):
                 goes_on = await goes_on
             if goes_on:
