@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,17 @@ DOCS = Path(__file__).parent.parent / "docs"
 PICTURES: dict[str, Any] = runpy.run_path(str(DOCS / "pictures.py"))
 TARGETS: dict[Path, Any] = PICTURES["TARGETS"]
 
-#: WCAG 2.2, level AA: the least contrast of text.
-TEXT = 4.5
+STYLE = (DOCS / "assets" / "extra.css").read_text("utf-8")
+SCHEMES = ("default", "slate")
+
+#: WCAG 2.2, level AA: the least contrast of text, and of what is no text.
+TEXT, SIGN = 4.5, 3.0
+
+#: Which colours stand on which, by their names without "--md-" and "-color".
+PAGE = "default-bg"
+ON_PAGE = ("default-fg", "default-fg--light", "typeset-a", "accent-fg")
+BANNERS = ("primary-fg", "primary-fg--light", "primary-fg--dark")
+FOOTERS = ("footer-bg", "footer-bg--dark")
 
 
 def luminance(colour: str) -> float:
@@ -31,6 +41,53 @@ def contrast(one: str, other: str) -> float:
     """Give the ratio of two colours, 1 to 21."""
     darker, brighter = sorted((luminance(one), luminance(other)))
     return (brighter + 0.05) / (darker + 0.05)
+
+
+def colours_of(scheme: str) -> dict[str, str]:
+    """Give the colours of a scheme of the site, by their names."""
+    [block] = re.findall(
+        rf'^\[data-md-color-scheme="{scheme}"\] {{(.*?)^}}', STYLE, re.M | re.S
+    )
+    found = re.findall(r"--md-([a-z-]+?)-color(--[a-z]+)?: (#\w{6});", block)
+    return {name + shade: colour for name, shade, colour in found}
+
+
+def pairs_of(names: Iterable[str]) -> Iterator[tuple[str, str, float]]:
+    """Give each text, what it stands on, and the contrast that it needs."""
+    for name in names:
+        if re.fullmatch(r"code-(fg|hl-[a-z]+)", name):
+            yield name, "code-bg", TEXT
+    for text in ON_PAGE:
+        yield text, PAGE, TEXT
+    for text in ("default-fg", "typeset-a", "accent-fg"):
+        yield text, "code-bg", TEXT  # code that is a link, heads of tables
+    yield "code-fg", "code-hl--light", TEXT  # a line that is marked
+    yield "default-fg--lighter", PAGE, SIGN
+    yield "accent-bg", "accent-fg", TEXT
+    for banner in BANNERS:
+        yield "primary-bg", banner, TEXT
+        yield "primary-bg--light", banner, TEXT
+    for footer in FOOTERS:
+        for text in ("footer-fg", "footer-fg--light", "footer-fg--lighter"):
+            yield text, footer, TEXT
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_text_of_the_site_can_be_read_on_its_background(scheme: str) -> None:
+    colours = colours_of(scheme)
+    pairs = list(pairs_of(colours))
+    assert sum(background == "code-bg" for _, background, _ in pairs) == 13 + 3
+    faint = {
+        (text, background): round(ratio, 2)
+        for text, background, least in pairs
+        if (ratio := contrast(colours[text], colours[background])) < least
+    }
+    assert faint == {}
+
+
+def test_both_schemes_have_the_same_colours() -> None:
+    light, dark = map(colours_of, SCHEMES)
+    assert light.keys() == dark.keys()
 
 
 def test_contrast_is_counted_as_the_standard_does() -> None:
