@@ -1,7 +1,8 @@
 """Check a built site: its links, and how its pages look in a browser.
 
 ``python docs/check_site.py DIRECTORY`` reads every page and reports links to files and
-anchors that do not exist, and everything that would be loaded from another server.
+anchors that do not exist, everything that would be loaded from another server, and
+tools such as this one that were published with the pages.
 
 If there is a Chromium, every page is opened in it, too, as wide as a desktop and as a
 phone. Reported are what sticks out of the page, code that is cut off, names that break
@@ -360,6 +361,10 @@ def main() -> None:
         sys.exit(f"there is no page in {options.site}")
     faults = list(dead_references(options.site, pages))
     print(f"{len(pages)} pages: {len(faults)} dead or foreign references")
+    tools = sorted(options.site.glob("*.py"))  # they stand beside the pages
+    faults += [
+        f"/{file.name} is published, and is no part of the site" for file in tools
+    ]
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is not None:
         shown = [path for path in pages if path != "/404.html"]
