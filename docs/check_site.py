@@ -1,10 +1,12 @@
 """Check a built site: its links, and how its pages look in a browser.
 
 ``python docs/check_site.py DIRECTORY`` reads every page and reports links to files and
-anchors that do not exist, and everything that would be loaded from another server.
+anchors that do not exist, everything that would be loaded from another server, and
+tools such as this one that were published with the pages.
 
 If there is a Chromium, every page is opened in it, too, as wide as a desktop and as a
-phone, and what sticks out of the page and images that do not show are reported. With
+phone. Reported are what sticks out of the page, code that is cut off, names that break
+in tables, images that do not show, and text that is too faint in either scheme. With
 ``--browser`` there has to be one. ``--screenshots DIRECTORY`` keeps pictures of the
 pages. Needs nothing but the standard library. Exits with 1 if it finds anything.
 """
@@ -69,10 +71,69 @@ function faultsOf(frame, width) {
         JSON.stringify(each.textContent.trim().slice(0, 40)));
     faults.push(`is ${root.scrollWidth} wide: ${names.join(", ")}`);
   }
+  for (const code of page.querySelectorAll("pre > code"))
+    if (code.clientWidth && code.scrollWidth > code.clientWidth + 1)
+      faults.push(`code is cut off after ${code.clientWidth} of ` +
+        `${code.scrollWidth} pixels: ${JSON.stringify(longestLineOf(code))}`);
+  for (const name of page.querySelectorAll("td:first-child code"))
+    if (name.getClientRects().length > 1)
+      faults.push(`name breaks in a table: ${name.textContent}`);
   for (const image of page.images)
     if (image.complete && image.naturalWidth === 0)
       faults.push(`image does not show: ${image.src}`);
+  faults.push(...faintIn(page, "default"), ...faintIn(page, "slate"));
   return faults;
+}
+
+const channelsOf = (colour) => colour.match(/[\\d.]+/g).map(Number);
+
+function luminanceOf(channels) {
+  const [red, green, blue] = channels.map((each) => each / 255).map(
+    (each) => each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+}
+
+function mixed(above, below) {
+  const share = above[3] ?? 1;
+  return below.map((each, at) => above[at] * share + each * (1 - share));
+}
+
+// The text of an element against what is behind it, by WCAG 2.2.
+function contrastOf(element, view) {
+  const colours = [];
+  for (let each = element; each; each = each.parentElement)
+    colours.push(channelsOf(view.getComputedStyle(each).backgroundColor));
+  const behind = colours.reverse().reduce(
+    (below, above) => mixed(above, below), [255, 255, 255]);
+  const text = mixed(channelsOf(view.getComputedStyle(element).color), behind);
+  const both = [luminanceOf(text), luminanceOf(behind)];
+  return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+}
+
+function faintIn(page, scheme) {
+  const still = page.createElement("style");
+  still.textContent = "* { transition: none !important }";
+  page.head.append(still);
+  page.body.dataset.mdColorScheme = scheme;
+  const view = page.defaultView, faults = new Set();
+  for (const element of page.body.querySelectorAll("*")) {
+    const hasText = [...element.childNodes].some(
+      (each) => each.nodeType === 3 && each.data.trim());
+    if (!hasText || !element.checkVisibility({ checkOpacity: true })) continue;
+    const style = view.getComputedStyle(element), size = parseFloat(style.fontSize);
+    const isLarge = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+    const ratio = contrastOf(element, view);
+    if (ratio < (isLarge ? 3 : 4.5))
+      faults.add(`text is faint in ${scheme}, ${ratio.toFixed(2)}: ` +
+        `${element.tagName.toLowerCase()}.${element.className} ` +
+        JSON.stringify(element.textContent.trim().slice(0, 40)));
+  }
+  return [...faults].slice(0, 5);
+}
+
+function longestLineOf(code) {
+  return code.textContent.split("\\n").reduce(
+    (one, other) => other.length > one.length ? other : one).slice(0, 60);
 }
 
 function isInScroller(element) {
@@ -300,6 +361,10 @@ def main() -> None:
         sys.exit(f"there is no page in {options.site}")
     faults = list(dead_references(options.site, pages))
     print(f"{len(pages)} pages: {len(faults)} dead or foreign references")
+    tools = sorted(options.site.glob("*.py"))  # they stand beside the pages
+    faults += [
+        f"/{file.name} is published, and is no part of the site" for file in tools
+    ]
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is not None:
         shown = [path for path in pages if path != "/404.html"]
@@ -312,7 +377,7 @@ def main() -> None:
     elif options.browser or options.screenshots is not None:
         sys.exit(f"there is no browser: {', '.join(BROWSERS)}")
     else:
-        print("there is no Chromium here: nobody has looked at the pages")
+        print("skipped: no Chromium: nobody has looked at the pages")
     if faults:
         sys.exit("\n".join(faults))
 

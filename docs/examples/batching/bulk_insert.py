@@ -15,7 +15,7 @@ import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -57,18 +57,17 @@ class Database:
 
 
 broker = InMemoryBroker()
-CurrentContext = Annotated[Context, TaskiqDepends()]
 
 
 @broker.task
-async def insert_one(row: Row, context: CurrentContext) -> int:
+async def insert_one(row: Row, context: Context = TaskiqDepends()) -> int:
     """Insert one row per call."""
     context.state.database.insert([row])
     return row.id
 
 
 @broker.task(batch=True, batch_size=500, batch_timeout=0.1)
-async def insert_many(rows: list[Row], context: CurrentContext) -> list[int]:
+async def insert_many(rows: list[Row], context: Context = TaskiqDepends()) -> list[int]:
     """Insert many rows per call; each message gets the id of its own row."""
     context.state.database.insert(rows)
     return [row.id for row in rows]

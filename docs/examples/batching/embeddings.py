@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +74,7 @@ def load_model(state: TaskiqState) -> None:
 )
 def embed(
     texts: list[str],
-    context: Annotated[Context, TaskiqDepends()],
+    context: Context = TaskiqDepends(),
 ) -> list[Vector]:
     """Embed many texts; each message gets the vector of its own text."""
     context.state.calls.append(sum(map(count_tokens, texts)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncGenerator  # noqa: TC003 - read at run time
-from typing import Annotated, Any
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -60,7 +60,7 @@ async def disconnect(state: TaskiqState) -> None:
 
 
 async def connection(
-    context: Annotated[Context, TaskiqDepends()],
+    context: Context = TaskiqDepends(),
 ) -> AsyncGenerator[Any, None]:
     """Lend a connection to one call, within a transaction."""
     context.state.inserts += 1
@@ -77,7 +77,7 @@ async def connection(
 )
 async def insert(
     readings: list[Reading],
-    db: Any = TaskiqDepends(connection),  # noqa: B008 - how it is declared
+    db: Any = TaskiqDepends(connection),
 ) -> list[int]:
     """Insert many readings with one statement; return the id of each."""
     rows = await db.fetch(

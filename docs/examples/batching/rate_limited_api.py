@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp import web
@@ -47,7 +47,7 @@ async def close_session(state: TaskiqState) -> None:
 )
 async def locate(
     addresses: list[str],
-    context: Annotated[Context, TaskiqDepends()],
+    context: Context = TaskiqDepends(),
 ) -> list[dict[str, Any] | Exception]:
     """Look up many addresses; an unknown one fails by itself."""
     url = f"{context.state.api}/locate"

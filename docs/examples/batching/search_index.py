@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp import web
@@ -80,7 +80,7 @@ def index_of(document: Document) -> str:
 )
 async def index(
     documents: list[Document],
-    context: Annotated[Context, TaskiqDepends()],
+    context: Context = TaskiqDepends(),
 ) -> list[int | Exception]:
     """Index documents with one request; return the version of each."""
     lines: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator  # noqa: TC003 - FastAPI looks at it
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Any
 
 import taskiq_fastapi
 from fastapi import FastAPI, HTTPException, Request
@@ -57,7 +57,7 @@ app = FastAPI(lifespan=lifespan)
 taskiq_fastapi.init(broker, "app:app")
 
 
-def loaded_model(request: Annotated[Request, TaskiqDepends()]) -> Model:
+def loaded_model(request: Request = TaskiqDepends()) -> Model:
     model: Model = request.app.state.model
     return model
 
@@ -65,7 +65,7 @@ def loaded_model(request: Annotated[Request, TaskiqDepends()]) -> Model:
 @broker.task(batch=True, batch_size=32, batch_timeout=0.05)
 async def score(
     texts: list[str],
-    model: Model = TaskiqDepends(loaded_model),  # noqa: B008 - how it is declared
+    model: Model = TaskiqDepends(loaded_model),
 ) -> list[dict[str, float] | Exception]:
     """Score many texts with one call of the model; a text without words fails alone."""
     return [
