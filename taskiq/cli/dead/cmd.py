@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.abc.cmd import TaskiqCMD
@@ -107,7 +108,7 @@ async def _list(
     if options.json:
         record = {
             "queue": store.queue,
-            "letters": [letter.as_json() for letter in page.letters],
+            "letters": page.records,
             "next": page.following,
         }
         _write(json.dumps(record))
@@ -117,12 +118,11 @@ async def _list(
 
 
 def _lines(page: Page, queue: str) -> list[str]:
-    if not page.letters:
+    if not page.records:
         return [f"No dead letters in {queue}."]
-    records = [letter.as_json() for letter in page.letters]
     rows = [
         tuple("-" if row[name] is None else str(row[name]) for name in _COLUMNS)
-        for row in records
+        for row in page.records
     ]
     lines = table(tuple(_COLUMNS.values()), rows, width_of_terminal(), spare=("TIME",))
     if page.following is not None:
@@ -135,10 +135,10 @@ async def _show(
     broker: AsyncBroker,
     store: DeadLetterStore,
 ) -> None:
-    page = await page_of(store, _choice(options), len(options.ids))
-    missing = set(options.ids) - {letter.id for letter in page.letters}
-    for letter in page.letters:
-        record = _whole(letter, broker)
+    view = partial(_whole, broker)
+    page = await page_of(store, _choice(options), len(options.ids), view=view)
+    missing = set(options.ids) - {record["id"] for record in page.records}
+    for record in page.records:
         if options.json:
             _write(json.dumps(record, default=repr))
         else:
@@ -150,7 +150,7 @@ async def _show(
         raise StartError(text, _FAILED)
 
 
-def _whole(letter: DeadLetter, broker: AsyncBroker) -> dict[str, Any]:
+def _whole(broker: AsyncBroker, letter: DeadLetter) -> dict[str, Any]:
     """Give a letter with what can be read of its message."""
     record = letter.as_json()
     try:
