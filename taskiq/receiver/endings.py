@@ -15,6 +15,7 @@ from taskiq.acks import AckableMessage, AcknowledgeType
 from taskiq.capabilities import deliveries_of, equip, resolve
 from taskiq.context import with_wire_labels
 from taskiq.dead_letters import DeadLetter, store_of
+from taskiq.dead_letters.origin import origin_of
 from taskiq.exceptions import (
     DeadLetteredError,
     MaxDeliveriesError,
@@ -280,13 +281,12 @@ def letter_for(broker: AsyncBroker, delivery: Delivery, ending: Ending) -> DeadL
     """Make the dead letter of a message."""
     message: TaskiqMessage | None = getattr(delivery, "message", None)
     labels = {} if message is None else message.labels
-    queue = labels.get("queue_name") or getattr(broker, "queue_name", None)
     return DeadLetter(
         data=_bytes_of(delivery),
         reason=ending.reason.value,
         error=brief(ending.error),
         deliveries=ending.deliveries,
-        queue=str(queue or getattr(broker, "subject", None) or ""),
+        queue=origin_of(broker, delivery.raw, labels),
         time=time.time(),
         task_name="" if message is None else message.task_name,
         task_id="" if message is None else message.task_id,

@@ -102,6 +102,8 @@ async def test_nothing_that_fails_is_lost(make: Callable[..., AsyncBroker]) -> N
         letters = {each.reason: each for each in await letters_of(broker, 4)}
     assert set(letters) == {"error", *datas}
     assert {reason: letters[reason].data for reason in datas} == datas
+    [queue] = {each.queue for each in letters.values()}
+    assert queue.startswith("taskiq-dead-"), "where it came from"
     error = letters["error"]
     assert broker.formatter.loads(error.data).args == [7]
     assert error.error == "ValueError: no 7 with a second line, \u00fcber alles"
