@@ -123,7 +123,8 @@ class Context:
 
         At `max_deliveries` of its task it becomes a dead letter instead. A broker that
         cannot take messages back, or not for a time, gets it sent again with a label
-        `delay`, and is told that it is done after that: at least once.
+        `delay`, and is told that it is done after that: at least once. Where it is
+        known that nobody reads that label, it comes at once, and a warning says so.
 
         :param delay: seconds until it is delivered again, `None` for at once.
         :raises MessageNackedError: always, to end the task.

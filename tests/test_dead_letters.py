@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskiq import InMemoryBroker
+from taskiq import AckableMessage, InMemoryBroker
 from taskiq.dead_letters import DeadLetter, InMemoryDeadLetters, store_of
 from taskiq.dead_letters.letter import letter_of
+from taskiq.dead_letters.origin import origin_of
 from taskiq.dead_letters.retry import restored
 from tests.support.brokers import QueueBroker
 
@@ -68,6 +70,44 @@ def test_a_retry_sends_the_bytes_as_they_were_but_for_own_labels() -> None:
 
     unread = restored(formatter, LETTER)
     assert (unread.message, unread.task_name) == (b"\xff", "shop:charge")
+
+
+class _Message:
+    """As the client of RabbitMQ delivers it."""
+
+    routing_key = "orders.eu"
+
+    async def ack(self) -> None: ...
+
+
+def _queues(*pairs: tuple[str, str | None]) -> dict[str, Any]:
+    """Give what the broker of RabbitMQ has for queues by name and routing key."""
+    known = [SimpleNamespace(name=name, routing_key=key) for name, key in pairs]
+    return {"_task_queues": known}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "labels", "origin"),
+    [
+        (_queues(("only", "orders.*")), {"queue_name": "other"}, "only"),
+        (_queues(("a", None), ("b", "orders.eu")), {}, "b"),
+        (_queues(("a", None), ("orders.eu", None)), {}, "orders.eu"),
+        (_queues(("a", None), ("b", "orders.*")), {}, "orders.eu"),
+        ({"queue_name": "list"}, {}, "list"),
+        ({"queue_name": "list"}, {"queue_name": "other"}, "other"),
+        ({"subject": "jobs"}, {}, "jobs"),
+        ({}, {}, ""),
+    ],
+)
+def test_a_letter_names_the_queue_that_its_message_came_from(
+    attributes: dict[str, Any], labels: dict[str, str], origin: str
+) -> None:
+    broker = QueueBroker()
+    vars(broker).update(attributes)
+    raw = AckableMessage(data=b"", ack=_Message().ack)
+    if "_task_queues" not in attributes:
+        raw = AckableMessage(data=b"", ack=lambda: None)
+    assert origin_of(broker, raw, labels) == origin
 
 
 async def test_letters_in_memory_are_read_behind_one_and_taken_out() -> None:

@@ -21,6 +21,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
+from taskiq.cli.dead import cmd as dead_cmd
 from taskiq.cli.health import cmd as health_cmd
 from taskiq.cli.inspect import cmd as inspect_cmd
 from taskiq.cli.scheduler import args as scheduler_args
@@ -312,6 +313,16 @@ def test_the_page_of_the_command_line_names_every_flag_and_no_other() -> None:
     ):
         named = set(re.findall(r"(?<![-\w`])`(--?[a-z][-_a-z]*)`", text))
         assert named == flags_of(parser)
+
+
+def test_the_page_of_the_command_line_names_every_flag_of_dead_and_no_other() -> None:
+    page = (DOCS / "guide" / "cli.md").read_text(encoding="utf-8")
+    section = page.partition("\n## `taskiq dead`")[2].partition("\n## ")[0]
+    named = set(
+        re.findall(r"^\| `(--[-a-z]+)`(?:, `(-[a-z]+)`)?", section, re.MULTILINE)
+    )
+    flags = {flag for pair in named for flag in pair if flag}
+    assert flags == all_flags_of(dead_cmd._parser())
 
 
 def test_the_page_of_operations_names_every_flag_of_its_commands() -> None:

@@ -267,6 +267,78 @@ async def test_what_cannot_be_given_back_is_sent_again_and_counted() -> None:
     assert len(broker.sent) == 2
 
 
+def _without_delays(module: str, **attributes: Any) -> Bare:
+    """Make a broker that sends as that of a plugin does, and count it as such."""
+
+    async def kick(self: Bare, message: BrokerMessage) -> None:
+        self.sent.append(message)
+
+    members = {"__module__": module, "kick": kick}
+    broker: Bare = type("Plugin", (Bare,), members)()
+    vars(broker).update(attributes)
+    return broker
+
+
+@pytest.mark.parametrize(
+    ("module", "attributes", "advice"),
+    [
+        ("taskiq_redis.redis_broker", {}, "the broker of Redis streams"),
+        (
+            "taskiq.adapters.redis",
+            {"message_capabilities": ["delayed_nack"]},
+            "only before a message is acknowledged",
+        ),
+        ("taskiq_nats.broker", {}, "the brokers of JetStream do"),
+        ("taskiq_aio_pika.broker", {"_delay_queue": None}, "give it a delay_queue"),
+        ("taskiq_aio_pika.broker", {"_delay_queue": "delays"}, None),
+        ("taskiq_aio_pika.broker", {"_delayed_message_exchange_plugin": True}, None),
+        ("somebody.own", {}, None),
+    ],
+)
+async def test_who_asks_in_vain_for_a_delay_is_told_once_what_to_do(
+    module: str,
+    attributes: dict[str, Any],
+    advice: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The message comes at once; who sends in a way of its own gets the label."""
+    broker = _without_delays(module, **attributes)
+
+    @broker.task("task")
+    async def task(delay: float | None, ctx: Context = TaskiqDepends()) -> None:  # noqa: B008
+        ctx.nack(delay=delay)
+
+    receiver = Receiver(broker)
+    for delay in (None, 2, 3):
+        await task.kiq(delay)
+        data = broker.sent[-1].message
+        await receiver.callback(broker.delivery(data))
+        is_late = delay is not None and advice is None
+        assert ("delay" in broker.sent[-1].labels) is is_late
+    warnings = [each for each in caplog.messages if "nack(delay=" in each]
+    if advice is None:
+        assert warnings == []
+    else:
+        [warning] = warnings
+        assert "nack(delay=2)" in warning
+        assert advice in warning
+
+
+async def test_a_message_is_not_sent_again_for_a_delay_that_nobody_keeps() -> None:
+    """Its broker refuses the label, and takes it back at once."""
+    broker = _without_delays("taskiq_aio_pika.broker", _delay_queue=None)
+    given: list[float | None] = []
+
+    @broker.task("task")
+    async def task(ctx: Context = TaskiqDepends()) -> None:  # noqa: B008
+        ctx.nack(delay=2)
+
+    await task.kiq()
+    message = broker.delivery(broker.sent[0].message, nack=given.append, deliveries=1)
+    await Receiver(broker).callback(message)
+    assert (given, len(broker.sent)) == ([None], 1)
+
+
 async def _cannot_count() -> int:
     raise ConnectionError("the server is away")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,3 +110,12 @@ def test_a_policy_is_no_label_and_stays_with_its_task() -> None:
 
 def _take(items: list[int]) -> None:
     """Take items."""
+
+
+def test_the_picture_of_all_endings_is_drawn_from_what_decides_them() -> None:
+    path = Path(__file__).parents[1] / "docs" / "endings.py"
+    drawing = runpy.run_path(str(path))
+    drawn = drawing["TARGET"].read_text(encoding="utf-8")
+    assert drawn == drawing["draw"](), "run: python docs/endings.py"
+    for each in (*Reason, *Action):
+        assert each.value.replace("_", " ") in drawn.replace("_", " ")

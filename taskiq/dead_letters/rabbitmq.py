@@ -10,26 +10,31 @@ It is not the plugin's own dead-letter queue, where the server puts what is reje
 
 from __future__ import annotations
 
-import asyncio
+from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.bulk import run_bounded
 from taskiq.dead_letters._shared import SharedDeadLetters
 from taskiq.dead_letters.letter import letter_of
+from taskiq.dead_letters.sweep import first, in_groups, raise_first
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Sequence
 
     from taskiq.dead_letters.letter import DeadLetter
+    from taskiq.dead_letters.sweep import Wanted, Work
+
+#: Letters that the server sends at once.
+_WINDOW: Final = 500
 
 
 class RabbitMQDeadLetters(SharedDeadLetters):
     """Keeps dead letters in a queue: the bytes as the body, labels as headers.
 
     AMQP knows no reading without taking. So letters are taken without acknowledgement,
-    and are back in their places when the connection closes; nobody else sees them for
-    as long.
+    and are back in their places in the end, or when the connection breaks; nobody else
+    sees them for as long.
 
     :param broker: whose server and settings are used.
     :param queue: name of the queue; by default that of the first queue and `.dead`.
@@ -73,40 +78,87 @@ class RabbitMQDeadLetters(SharedDeadLetters):
 
             return await run_bounded(publish, letters, 100)
 
-    async def _take(self) -> AsyncGenerator[Any, None]:
-        async with self._open() as (_, queue):
-            # Some at once: one after the other each waits for a round trip.
-            while True:
-                count = min(queue.declaration_result.message_count or 1, 100)
-                gets = [queue.get(no_ack=False, fail=False) for _ in range(count)]
-                taken = await asyncio.gather(*gets)
-                for message in taken:
-                    if message is not None:
-                        yield message
-                if None in taken:
-                    return
+    @asynccontextmanager
+    async def _take(
+        self,
+    ) -> AsyncGenerator[AsyncGenerator[tuple[DeadLetter, Any], None]]:
+        """Take the letters that are there, and give back what is not acknowledged."""
+        async with self._open() as (channel, queue):
+            await channel.set_qos(prefetch_count=_WINDOW)
+            taken = _taken(queue)
+            try:
+                yield taken
+            finally:
+                await taken.aclose()
+                if not channel.is_closed:
+                    client = await channel.get_underlay_channel()
+                    await client.basic_nack(0, multiple=True, requeue=True)
 
     async def read(self, after: str = "") -> AsyncGenerator[DeadLetter, None]:
         """Give the letters, the oldest first."""
         is_behind = not after
-        async for message in self._take():
-            letter = letter_of(message.body, message.headers, message.message_id or "")
-            if is_behind:
-                yield letter
-            is_behind = is_behind or letter.id == after
+        async with self._take() as taken:
+            async for letter, _ in taken:
+                if is_behind:
+                    yield letter
+                is_behind = is_behind or letter.id == after
 
     async def remove(self, ids: Collection[str]) -> int:
         """Take letters out."""
-        wanted = set(ids)
-        removed = 0
-        taking = self._take()
-        try:
-            async for message in taking:
-                if message.message_id in wanted:
-                    await message.ack()
-                    removed += 1
-                    if removed == len(wanted):
-                        break
-        finally:
-            await taking.aclose()
-        return removed
+
+        async def nothing(letters: Sequence[DeadLetter]) -> Sequence[None]:
+            return [None] * len(letters)
+
+        chosen = frozenset(ids)
+        return await self.sweep(lambda each: each.id in chosen, nothing, len(chosen))
+
+    async def sweep(self, wanted: Wanted, work: Work, most: int | None) -> int:
+        """Do something with the letters that are meant, and take them out.
+
+        It is one pass, and each is acknowledged where it was taken: who reads has the
+        letters, and nobody else could take them out.
+        """
+        count = 0
+        async with self._take() as taken:
+            chosen = first(taken, lambda each: wanted(each[0]), most)
+            async for group in in_groups(chosen):
+                errors = await work([letter for letter, _ in group])
+                for (_, message), error in zip(group, errors, strict=True):
+                    if error is None:
+                        await message.ack()
+                        count += 1
+                raise_first(errors)
+        return count
+
+
+async def _taken(queue: Any) -> AsyncGenerator[tuple[DeadLetter, Any], None]:
+    """Give the letters that are there with their messages, in one pass.
+
+    The server remembers those that were given and not acknowledged; here none is kept.
+    """
+    # The server counts at once, but gives behind what was given back before.
+    arrived: deque[Any] = deque(await _next(queue))
+    left = len(arrived) and 1 + (await queue.declare()).message_count
+
+    async def arrive(message: Any) -> None:
+        arrived.append(message)
+
+    while left > 0:
+        if not arrived:
+            # A consumer is sent so many that it does not acknowledge, and no more: so
+            # each window has one of its own. Its end is confirmed behind what was sent.
+            await queue.cancel(await queue.consume(arrive))
+        if not arrived:
+            arrived += await _next(queue)
+        if not arrived:
+            return
+        message = arrived.popleft()
+        own_id = message.message_id or ""
+        yield letter_of(message.body, message.headers, own_id), message
+        left -= 1
+
+
+async def _next(queue: Any) -> list[Any]:
+    """Take the message that is next, if there is one."""
+    message = await queue.get(no_ack=False, fail=False)
+    return [] if message is None else [message]

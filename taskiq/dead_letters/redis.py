@@ -45,9 +45,11 @@ class RedisDeadLetters(SharedDeadLetters):
     async def read(self, after: str = "") -> AsyncGenerator[DeadLetter, None]:
         """Give the letters, the oldest first."""
         async with redis_client(self._broker) as client:
+            newest = await client.xrevrange(self.queue, count=1)
+            end = newest[0][0] if newest else "-"
             while True:
                 begin = f"({after}" if after else "-"
-                entries = await client.xrange(self.queue, min=begin, count=_PAGE)
+                entries = await client.xrange(self.queue, begin, end, count=_PAGE)
                 for entry_id, fields in entries:
                     after = entry_id.decode()
                     data = fields.pop(_DATA.encode(), b"")

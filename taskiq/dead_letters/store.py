@@ -37,7 +37,11 @@ class DeadLetterStore(Protocol):
         ...
 
     def read(self, after: str = "") -> AsyncGenerator[DeadLetter, None]:
-        """Give the letters, the oldest first, without taking them out.
+        """Give the letters that are there, the oldest first, without taking them out.
+
+        What is put meanwhile is not given: it may have come of what was. Letters that
+        were given may be removed meanwhile, or the store has a `sweep` of its own, as
+        `taskiq.dead_letters.sweep.SweptStore`.
 
         :param after: the id of a letter, to begin behind it; from the first if empty.
         """

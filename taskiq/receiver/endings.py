@@ -15,6 +15,7 @@ from taskiq.acks import AckableMessage, AcknowledgeType
 from taskiq.capabilities import deliveries_of, equip, resolve
 from taskiq.context import with_wire_labels
 from taskiq.dead_letters import DeadLetter, store_of
+from taskiq.dead_letters.origin import origin_of
 from taskiq.exceptions import (
     DeadLetteredError,
     MaxDeliveriesError,
@@ -36,6 +37,7 @@ from taskiq.policies import (
     is_sent_again,
 )
 from taskiq.receiver.containment import attempt, contain, in_context, run_hooks
+from taskiq.receiver.delays import advice_on_delay
 from taskiq.unsendable import dump_message
 from taskiq.utils import maybe_awaitable
 
@@ -58,6 +60,7 @@ class Endings:
     def __init__(self, broker: AsyncBroker, seconds: float | None) -> None:
         self._broker = broker
         self._seconds = seconds
+        self._has_warned_of_delays = False
 
     def policy_of(self, delivery: Delivery) -> FailurePolicy | None:
         """Give the policy that a message is under."""
@@ -237,37 +240,58 @@ class Endings:
         :raises Exception: when that is not known to have happened.
         """
         controller, message = delivery.controller, equip(self._broker, delivery.raw)
-        can_wait = ending.delay is None or (message is not None and message.nack_delays)
-        is_counted = message is not None and message.deliveries is not None
-        if (
-            message is not None
-            and message.nack is not None
-            and can_wait
-            and is_counted
-            and not controller.is_acked
-        ):
-            if not controller.is_ackable:
-                await maybe_awaitable(message.nack(ending.delay))
-            elif controller.reserve():
-                try:
-                    await maybe_awaitable(message.nack(ending.delay))
-                    # Nobody is to acknowledge it, or to keep it, from now on.
-                    controller.is_acked = True
-                finally:
-                    controller.release()
-            return
-        await self._send_again(delivery, ending)
-        if controller.is_ackable:
-            await controller.ack()
+        nack: Any = None
+        # One that is not counted would come for ever.
+        if message is not None and message.deliveries is not None:
+            nack = None if controller.is_acked else message.nack
+        is_kept = nack is not None and message is not None and message.nack_delays
+        delay = ending.delay if is_kept else self._delay_of_sending(ending.delay)
+        if nack is None or not (is_kept or delay is None):
+            await self._send_again(delivery, ending.deliveries, delay)
+            if controller.is_ackable:
+                await controller.ack()
+        elif not controller.is_ackable:
+            await maybe_awaitable(nack(delay))
+        elif controller.reserve():
+            try:
+                await maybe_awaitable(nack(delay))
+                # Nobody is to acknowledge it, or to keep it, from now on.
+                controller.is_acked = True
+            finally:
+                controller.release()
 
-    async def _send_again(self, delivery: Delivery, ending: Ending) -> None:
+    def _delay_of_sending(self, delay: float | None) -> float | None:
+        """Give the seconds that a message waits which is sent again.
+
+        :returns: `None` for at once, which is said once where that was not asked for.
+        """
+        advice = None if delay is None else advice_on_delay(self._broker)
+        if advice is None:
+            return delay
+        if not self._has_warned_of_delays:
+            self._has_warned_of_delays = True
+            logger.warning(
+                "%s gives a message back at once, in spite of nack(delay=%g), as it "
+                "keeps none for a time: %s.",
+                type(self._broker).__name__,
+                delay,
+                advice,
+            )
+        return None
+
+    async def _send_again(
+        self,
+        delivery: Delivery,
+        deliveries: int | None,
+        delay: float | None,
+    ) -> None:
         """Send what was delivered once more, counted, as the broker counts it anew."""
         formatter = self._broker.formatter
         message = formatter.loads(_bytes_of(delivery))
         message.parse_labels()
-        message.labels[EARLIER_LABEL] = str(ending.deliveries or 1)
-        if ending.delay is not None:
-            message.labels["delay"] = ending.delay
+        message.labels[EARLIER_LABEL] = str(deliveries or 1)
+        if delay is not None:
+            message.labels["delay"] = delay
         else:
             # It came after its delay once, and is due.
             message.labels.pop("delay", None)
@@ -280,13 +304,12 @@ def letter_for(broker: AsyncBroker, delivery: Delivery, ending: Ending) -> DeadL
     """Make the dead letter of a message."""
     message: TaskiqMessage | None = getattr(delivery, "message", None)
     labels = {} if message is None else message.labels
-    queue = labels.get("queue_name") or getattr(broker, "queue_name", None)
     return DeadLetter(
         data=_bytes_of(delivery),
         reason=ending.reason.value,
         error=brief(ending.error),
         deliveries=ending.deliveries,
-        queue=str(queue or getattr(broker, "subject", None) or ""),
+        queue=origin_of(broker, delivery.raw, labels),
         time=time.time(),
         task_name="" if message is None else message.task_name,
         task_id="" if message is None else message.task_id,

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
+from taskiq import BrokerMessage
 from taskiq.cli.dead.cmd import DeadCMD
 from taskiq.dead_letters import DeadLetter, InMemoryDeadLetters
 from tests.support.brokers import QueueBroker
@@ -21,14 +22,30 @@ WIRE = (
 )
 
 
+class SharedLetters(InMemoryDeadLetters):
+    """Letters that others see: commands of this process, in place of a server."""
+
+    is_shared = True
+
+
+class RefusingBroker(QueueBroker):
+    """Sends all but the messages of some ids."""
+
+    refused: frozenset[str] = frozenset()
+
+    async def kick(self, message: BrokerMessage) -> None:
+        if message.task_id in self.refused:
+            raise ConnectionError("the server is away")
+        await super().kick(message)
+
+
 @pytest.fixture
-def broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[QueueBroker]:
-    # Its commands refuse what only another process could see; here it is this one.
-    monkeypatch.setattr("taskiq.cli.dead.cmd._store", lambda app: app.dead_letter_store)
+def broker() -> Iterator[RefusingBroker]:
     module: Any = ModuleType("dead_app_in_memory")
-    module.broker = broker = QueueBroker()
+    module.broker = broker = RefusingBroker()
     sys.modules["dead_app_in_memory"] = module
-    broker.dead_letter_store = store = InMemoryDeadLetters()
+    store = SharedLetters()
+    broker.with_dead_letters(store=store)
     for each in range(3):
         letter = DeadLetter(
             WIRE % each, "error", "boom", task_name=f"t{each}", task_id=f"{each}"
@@ -67,3 +84,38 @@ def test_all_letters_are_changed_only_for_who_says_all(
     assert "say --all" in capsys.readouterr().err
     assert call(capsys, "drop", "--all")["dropped"] == 3
     assert call(capsys, "list")["letters"] == []
+
+
+def test_a_retry_sends_what_is_meant_and_keeps_the_others(
+    broker: RefusingBroker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(capsys, "retry", "--task=t1")["retried"] == 1
+    assert [each.task_id for each in broker.take_all()] == ["1"]
+    left = call(capsys, "list")["letters"]
+    assert [each["task_name"] for each in left] == ["t0", "t2"]
+
+
+def test_what_cannot_be_sent_again_stays(
+    broker: RefusingBroker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker.refused = frozenset({"1"})
+    assert DeadCMD().exec(["retry", "dead_app_in_memory:broker", "--all"]) == 1
+    assert "the server is away" in capsys.readouterr().err
+    assert [each.task_id for each in broker.take_all()] == ["0", "2"]
+    left = call(capsys, "list")["letters"]
+    assert [each["task_name"] for each in left] == ["t1"]
+
+
+@pytest.mark.parametrize(
+    ("store", "why"),
+    [(None, "has no queue"), (InMemoryDeadLetters(), "in the memory of its own")],
+)
+def test_letters_that_nobody_else_sees_are_refused(
+    broker: RefusingBroker,
+    capsys: pytest.CaptureFixture[str],
+    store: InMemoryDeadLetters | None,
+    why: str,
+) -> None:
+    broker.dead_letter_store = store
+    assert DeadCMD().exec(["list", "dead_app_in_memory:broker"]) == 2
+    assert why in capsys.readouterr().err

@@ -82,6 +82,17 @@ def test_help_has_groups_units_defaults_and_examples(command: str) -> None:
     assert " SECONDS" in output
 
 
+@pytest.mark.parametrize("what", ["list", "show", "retry", "drop"])
+def test_help_on_dead_letters_has_defaults_and_examples(what: str) -> None:
+    output = taskiq("dead", what, "--help")
+    assert f"\nexamples:\n  taskiq dead {what} app:broker" in output
+    assert f"\n  taskiq dead {what} app:broker" in taskiq("dead", "--help")
+    assert ("--limit LETTERS" in output and "(default: 50)" in output) == (
+        what == "list"
+    )
+    assert "None)" not in output
+
+
 def test_a_default_of_zero_is_told() -> None:
     assert re.search(
         r"--max-prefetch N [^-]*\(default: 0\)", taskiq("worker", "--help")

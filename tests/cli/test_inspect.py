@@ -378,6 +378,12 @@ def test_a_table_fits_its_terminal_and_cuts_no_number() -> None:
         assert ("SPARE" in lines[0]) == (width >= 67)
 
 
+def test_what_is_to_be_copied_is_not_cut() -> None:
+    rows = [("0123456789abcdef", "a text that is long enough to be cut")]
+    [_, row] = table(("ID", "ERROR"), rows, 30, whole=["ID"])
+    assert row == "0123456789abcdef  a text that…"
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -118,14 +118,14 @@ def _redis_source(_: AsyncBroker, name: str) -> ScheduleSource:
     return taskiq_redis.ListRedisScheduleSource(REDIS.url, prefix=f"{name}-schedule")
 
 
-def rabbitmq(name: str, qos: int = PLENTY) -> AsyncBroker:
+def rabbitmq(name: str, qos: int = PLENTY, *, delays: bool = True) -> AsyncBroker:
     return AioPikaBroker(
         RABBITMQ.url,
         qos=qos,
         exchange=Exchange(name=f"{name}-exchange"),
         task_queues=[Queue(name=f"{name}-queue")],
         dead_letter_queue=Queue(name=f"{name}-dead"),
-        delay_queue=Queue(name=f"{name}-delay"),
+        delay_queue=Queue(name=f"{name}-delay") if delays else None,
     ).with_result_backend(redis_results(name))
 
 
@@ -284,6 +284,11 @@ LINES = _by_name([*_PLUGINS.values(), *_ADAPTERS])
 #: RabbitMQ as its plugin is by default: ten messages at once, and no more.
 SHORT_RABBITMQ = Line("rabbitmq-qos-10", partial(rabbitmq, qos=10), RABBITMQ)
 
+#: RabbitMQ without a place for messages that have a delay.
+UNDELAYED_RABBITMQ = Line(
+    "rabbitmq-undelayed", partial(rabbitmq, delays=False), RABBITMQ
+)
+
 
 def _hasty_stream(name: str) -> AsyncBroker:
     return redis_stream(name, adapted_redis, idle_timeout=HASTE)
@@ -300,4 +305,4 @@ HASTY = [
     replace(LINES["adapted-redis-stream"], name="hasty-stream", make=_hasty_stream),
     replace(LINES["adapted-postgres"], name="hasty-postgres", make=_hasty_postgres),
 ]
-ALL = _by_name([*LINES.values(), SHORT_RABBITMQ, *HASTY])
+ALL = _by_name([*LINES.values(), SHORT_RABBITMQ, UNDELAYED_RABBITMQ, *HASTY])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from taskiq import AsyncBroker
 from taskiq.cli.dead.cmd import DeadCMD
 from taskiq.dead_letters import DeadLetter, DeadLetterStore, store_of
+from taskiq.dead_letters.sweep import AT_ONCE, sweep
 
 from .lines import LINES
 
@@ -85,6 +86,54 @@ def test_ten_thousand_letters_are_listed_in_pages(
     assert page["next"] == page["letters"][2]["id"]
     assert call(capsys, "drop", "--task=t1")["dropped"] == MANY // 2
     assert call(capsys, "list")["letters"][0]["task_name"] == "t0"
+
+
+def test_what_a_broken_sweep_has_not_done_stays_in_its_order(
+    broker: AsyncBroker,
+) -> None:
+    """The work fails for the last letter of the second group of three."""
+    letters = [
+        DeadLetter(b"%d" % each, "error", task_name=f"t{each % 2}")
+        for each in range(6 * AT_ONCE)
+    ]
+    put(broker, letters)
+    groups: list[list[bytes]] = []
+
+    async def work(group: Sequence[DeadLetter]) -> list[Exception | None]:
+        groups.append([letter.data for letter in group])
+        assert len(group) == AT_ONCE
+        answers: list[Exception | None] = [None] * AT_ONCE
+        if len(groups) == 2:
+            answers[-1] = ConnectionError("away")
+        return answers
+
+    async def scenario() -> tuple[list[bytes], list[bytes]]:
+        async def all_left() -> list[bytes]:
+            return [letter.data async for letter in store_for(broker).read()]
+
+        before = await all_left()
+        with pytest.raises(ConnectionError, match="away"):
+            await sweep(store_for(broker), lambda each: each.task_name == "t1", work)
+        return before, await all_left()
+
+    before, left = anyio.run(scenario)
+    done = {*groups[0], *groups[1][:-1]}
+    assert left == [each for each in before if each not in done]
+
+
+def test_a_sweep_leaves_what_comes_meanwhile(broker: AsyncBroker) -> None:
+    """It may have come of the sweep: of a retry that failed again."""
+    put(broker, [DeadLetter(b"old", "error") for _ in range(2 * AT_ONCE)])
+
+    async def work(group: Sequence[DeadLetter]) -> list[None]:
+        await store_for(broker).put(DeadLetter(b"new", "error"))
+        return [None] * len(group)
+
+    async def scenario() -> tuple[int, list[bytes]]:
+        count = await sweep(store_for(broker), lambda _: True, work)
+        return count, [letter.data async for letter in store_for(broker).read()]
+
+    assert anyio.run(scenario) == (2 * AT_ONCE, [b"new"] * 2)
 
 
 def test_a_retry_sends_the_bytes_that_were_put_aside(

@@ -17,7 +17,7 @@ from taskiq.dead_letters import DeadLetter, DeadLetterStore, store_of
 from taskiq.receiver import Receiver
 from tests.support.hub import HANG
 
-from .lines import LINES
+from .lines import ALL
 
 LINE_NAMES = [
     "redis-list",
@@ -38,7 +38,7 @@ DELAYING = [
 
 @pytest.fixture
 def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., AsyncBroker]]:
-    line = LINES[request.param]
+    line = ALL[request.param]
     if reason := line.unavailable():
         pytest.skip(reason)
     name = f"taskiq-dead-{uuid.uuid4().hex[:12]}"
@@ -102,6 +102,8 @@ async def test_nothing_that_fails_is_lost(make: Callable[..., AsyncBroker]) -> N
         letters = {each.reason: each for each in await letters_of(broker, 4)}
     assert set(letters) == {"error", *datas}
     assert {reason: letters[reason].data for reason in datas} == datas
+    [queue] = {each.queue for each in letters.values()}
+    assert queue.startswith("taskiq-dead-"), "where it came from"
     error = letters["error"]
     assert broker.formatter.loads(error.data).args == [7]
     assert error.error == "ValueError: no 7 with a second line, \u00fcber alles"
@@ -137,6 +139,31 @@ async def test_a_message_comes_again_after_its_delay(
     first, second = (b - a for a, b in itertools.pairwise(moments))
     assert 2 <= first < 3
     assert 2 <= second < 3
+
+
+@pytest.mark.parametrize(
+    "make", ["redis-list", "redis-stream", "rabbitmq-undelayed"], indirect=True
+)
+async def test_a_delay_that_nobody_keeps_loses_nothing_and_is_told(
+    make: Callable[[], AsyncBroker], caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = make()
+    again = asyncio.Event()
+    runs: list[int] = []
+
+    @broker.task("later", max_deliveries=3)
+    async def later(ctx: Context = TaskiqDepends()) -> None:  # noqa: B008
+        runs.append(1)
+        if len(runs) == 2:
+            again.set()
+            return
+        ctx.nack(delay=3600)
+
+    async with working(broker):
+        await asyncio.sleep(1)
+        await later.kiq()
+        await asyncio.wait_for(again.wait(), HANG)
+    assert "in spite of nack(delay=3600)" in caplog.text
 
 
 @pytest.mark.parametrize("make", LINE_NAMES, indirect=True)

@@ -6,12 +6,14 @@ import asyncio
 import json
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.abc.cmd import TaskiqCMD
 from taskiq.cli.common_args import add_import_options
 from taskiq.cli.dead.letters import Choice, Page, drop, page_of, retry
 from taskiq.cli.finding import WRONG_USE, StartError
+from taskiq.cli.help import HelpFormatter, command_parser, examples_of
 from taskiq.cli.inspect import tasks
 from taskiq.cli.inspect.screen import width_of_terminal
 from taskiq.cli.inspect.table import table
@@ -107,7 +109,7 @@ async def _list(
     if options.json:
         record = {
             "queue": store.queue,
-            "letters": [letter.as_json() for letter in page.letters],
+            "letters": page.records,
             "next": page.following,
         }
         _write(json.dumps(record))
@@ -117,14 +119,19 @@ async def _list(
 
 
 def _lines(page: Page, queue: str) -> list[str]:
-    if not page.letters:
+    if not page.records:
         return [f"No dead letters in {queue}."]
-    records = [letter.as_json() for letter in page.letters]
     rows = [
-        tuple("-" if row[name] is None else str(row[name]) for name in _COLUMNS)
-        for row in records
+        tuple("-" if row[name] in {None, ""} else str(row[name]) for name in _COLUMNS)
+        for row in page.records
     ]
-    lines = table(tuple(_COLUMNS.values()), rows, width_of_terminal(), spare=("TIME",))
+    lines = table(
+        tuple(_COLUMNS.values()),
+        rows,
+        width_of_terminal(),
+        spare=("TIME", "DELIVERIES"),
+        whole=("ID",),
+    )
     if page.following is not None:
         lines += ["", f"There are more: --after {page.following}"]
     return lines
@@ -135,10 +142,10 @@ async def _show(
     broker: AsyncBroker,
     store: DeadLetterStore,
 ) -> None:
-    page = await page_of(store, _choice(options), len(options.ids))
-    missing = set(options.ids) - {letter.id for letter in page.letters}
-    for letter in page.letters:
-        record = _whole(letter, broker)
+    view = partial(_whole, broker)
+    page = await page_of(store, _choice(options), len(options.ids), view=view)
+    missing = set(options.ids) - {record["id"] for record in page.records}
+    for record in page.records:
         if options.json:
             _write(json.dumps(record, default=repr))
         else:
@@ -150,7 +157,7 @@ async def _show(
         raise StartError(text, _FAILED)
 
 
-def _whole(letter: DeadLetter, broker: AsyncBroker) -> dict[str, Any]:
+def _whole(broker: AsyncBroker, letter: DeadLetter) -> dict[str, Any]:
     """Give a letter with what can be read of its message."""
     record = letter.as_json()
     try:
@@ -193,10 +200,34 @@ def _report(what: str, count: int, store: DeadLetterStore, options: Namespace) -
 # -- Arguments ------------------------------------------------------------------------
 
 
+#: Lines after `taskiq dead`, and what each does, by what is done.
+_EXAMPLES: Final = {
+    "list": (
+        ("list app:broker", f"the {_PAGE} oldest"),
+        (
+            "list app:broker --task shop:charge --reason error --limit 500",
+            "up to 500 of one task that failed",
+        ),
+        ("list app:broker --json", "for scripts: `next` is what --after takes"),
+    ),
+    "show": (("show app:broker ID", "its labels and arguments, too"),),
+    "retry": (
+        ("retry app:broker ID ID", "two letters"),
+        ("retry app:broker --task shop:charge", "all of one task"),
+    ),
+    "drop": (
+        ("drop app:broker --reason unparsable", "all that nobody can read"),
+        ("drop app:broker --all", "all there are"),
+    ),
+}
+
+
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="taskiq dead",
-        description="List, show, send again or drop the dead letters of a broker.",
+    examples = [lines[0] for lines in _EXAMPLES.values()]
+    parser = command_parser(
+        "dead",
+        "List, show, send again or drop the dead letters of a broker.",
+        examples,
     )
     kinds = parser.add_subparsers(title="what is done", required=True, metavar="what")
     listing = _add(kinds, "list", _list, "list dead letters, the oldest first")
@@ -204,13 +235,15 @@ def _parser() -> ArgumentParser:
         "--limit",
         type=_count,
         default=_PAGE,
-        help="how many at most, %(default)s by default",
+        metavar="LETTERS",
+        help="how many at most",
     )
     listing.add_argument(
         "--after",
         default="",
         metavar="ID",
-        help="begin behind this letter, as the page before says",
+        help="begin behind this letter, as the page before says. "
+        "Without it: with the oldest",
     )
     _add(kinds, "show", _show, "show letters with their messages", ids="+")
     _add(kinds, "retry", _retry, "send letters again, as they were", ids="*")
@@ -221,11 +254,14 @@ def _parser() -> ArgumentParser:
 def _add(
     kinds: Any, name: str, work: _Work, text: str, ids: str | None = None
 ) -> ArgumentParser:
+    how = "started as a client" if name == "retry" else "not started"
+    title = f"{text[0].upper()}{text[1:]}."
     parser: ArgumentParser = kinds.add_parser(
         name,
         help=text,
-        description=f"{text[0].upper()}{text[1:]}. The application is imported"
-        f"{' and started as a client' if name == 'retry' else ', and not started'}.",
+        formatter_class=HelpFormatter,
+        description=f"{title}\nThe application is imported, and {how}.",
+        epilog=examples_of("dead", _EXAMPLES[name]),
     )
     changes = ids == "*"
     parser.set_defaults(work=work, changes=changes, ids=[], all=False, modules=[])
@@ -235,14 +271,21 @@ def _add(
         "`module.path:variable`",
     )
     if ids is not None:
-        parser.add_argument("ids", nargs=ids, metavar="id", help="ids of letters")
+        parser.add_argument("ids", nargs=ids, metavar="id", help="ids, as listed")
     if changes:
-        parser.add_argument("--all", action="store_true", help="all there are")
-    parser.add_argument("--task", help="those of the task of this name")
+        parser.add_argument("--all", action="store_true", help="all letters")
+    _add_options(parser)
+    return parser
+
+
+def _add_options(parser: ArgumentParser) -> None:
+    """Add what all that is done has: filters, JSON, and where tasks are found."""
+    parser.add_argument("--task", metavar="NAME", help="those of the task of this name")
     parser.add_argument(
         "--reason",
         choices=[reason.value for reason in Reason],
-        help="those that are dead for this reason",
+        metavar="REASON",
+        help="those that are dead for this reason: %(choices)s",
     )
     parser.add_argument(
         "--json",
@@ -250,7 +293,6 @@ def _add(
         help="write JSON, for scripts",
     )
     add_import_options(parser)
-    return parser
 
 
 def _count(text: str) -> int:

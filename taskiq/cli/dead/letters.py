@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any
 
 from taskiq.dead_letters.retry import restored
+from taskiq.dead_letters.sweep import sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.dead_letters import DeadLetter, DeadLetterStore
-
-#: Letters of one round trip.
-_AT_ONCE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +29,11 @@ class Choice:
     task: str | None = None
     reason: str | None = None
 
+    @property
+    def most(self) -> int | None:
+        """How many letters there can be at most; `None` if nobody knows."""
+        return len(self.ids) or None
+
     def has(self, letter: DeadLetter) -> bool:
         """Whether a letter is meant."""
         return (
@@ -41,9 +45,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some letters, and the id to go on after; `None` when these are the last."""
+    """Some letters as they are shown, and the id to go on after.
 
-    letters: list[DeadLetter]
+    :ivar following: `None` when these are the last.
+    """
+
+    records: list[dict[str, Any]]
     following: str | None
 
 
@@ -52,23 +59,27 @@ async def page_of(
     choice: Choice,
     limit: int,
     after: str = "",
+    view: Callable[[DeadLetter], dict[str, Any]] | None = None,
 ) -> Page:
     """Read so many of the letters that are meant.
 
     :param after: the id of a letter, to begin behind it.
+    :param view: makes of a letter what is shown; the letter itself is not kept. By
+        default `as_json`.
     """
-    letters: list[DeadLetter] = []
-    reading = store.read(after)
-    try:
-        async for letter in reading:
+    records: list[dict[str, Any]] = []
+    last = ""
+    async with aclosing(store.read(after)) as letters:
+        async for letter in letters:
             if not choice.has(letter):
                 continue
-            if len(letters) == limit:
-                return Page(letters, letters[-1].id)
-            letters.append(letter)
-    finally:
-        await reading.aclose()
-    return Page(letters, None)
+            if len(records) == limit:
+                return Page(records, last)
+            records.append(letter.as_json() if view is None else view(letter))
+            last = letter.id
+            if len(records) == choice.most:
+                break
+    return Page(records, None)
 
 
 async def drop(store: DeadLetterStore, choice: Choice) -> int:
@@ -77,10 +88,10 @@ async def drop(store: DeadLetterStore, choice: Choice) -> int:
     :returns: how many there were.
     """
 
-    async def nothing(letters: Sequence[DeadLetter]) -> Collection[str]:
-        return [letter.id for letter in letters]
+    async def nothing(letters: Sequence[DeadLetter]) -> Sequence[None]:
+        return [None] * len(letters)
 
-    return await _take_out(store, choice, nothing)
+    return await sweep(store, choice.has, nothing, choice.most)
 
 
 async def retry(broker: AsyncBroker, store: DeadLetterStore, choice: Choice) -> int:
@@ -91,34 +102,8 @@ async def retry(broker: AsyncBroker, store: DeadLetterStore, choice: Choice) -> 
     :raises Exception: when one cannot be sent; it stays, with those behind it.
     """
 
-    async def send(letters: Sequence[DeadLetter]) -> Collection[str]:
+    async def send(letters: Sequence[DeadLetter]) -> Sequence[Exception | None]:
         messages = [restored(broker.formatter, letter) for letter in letters]
-        outcomes = await broker.kick_many(messages)
-        sent = [
-            letter.id
-            for letter, error in zip(letters, outcomes, strict=True)
-            if error is None
-        ]
-        errors = [error for error in outcomes if error is not None]
-        if errors:
-            await store.remove(sent)
-            raise errors[0]
-        return sent
+        return await broker.kick_many(messages)
 
-    return await _take_out(store, choice, send)
-
-
-async def _take_out(
-    store: DeadLetterStore,
-    choice: Choice,
-    work: Callable[[Sequence[DeadLetter]], Awaitable[Collection[str]]],
-) -> int:
-    """Do something with the letters that are meant, page by page, and take them out.
-
-    What comes meanwhile is left: it may have come of this.
-    """
-    count = 0
-    whole = [letter async for letter in store.read() if choice.has(letter)]
-    for begin in range(0, len(whole), _AT_ONCE):
-        count += await store.remove(await work(whole[begin : begin + _AT_ONCE]))
-    return count
+    return await sweep(store, choice.has, send, choice.most)

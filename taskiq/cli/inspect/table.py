@@ -28,6 +28,7 @@ def table(
     rows: Sequence[Sequence[str]],
     width: int | None,
     spare: Sequence[str] = (),
+    whole: Sequence[str] = (),
 ) -> list[str]:
     """Lay out rows under their titles, in lines.
 
@@ -37,13 +38,18 @@ def table(
 
     :param width: of the terminal, in characters; `None` for no limit.
     :param spare: titles of the columns to leave out, the first one first.
+    :param whole: titles of the columns that are not cut either, as they are copied.
     """
     columns = [_Column(list(each)) for each in zip(titles, *rows, strict=True)]
     if width is not None:
         left_out = iter(spare)
         while _total(columns) > width and (title := next(left_out, None)) is not None:
             columns = [each for each in columns if each.cells[0] != title]
-        texts = [each for each in columns if not each.is_number]
+        texts = [
+            each
+            for each in columns
+            if not each.is_number and each.cells[0] not in whole
+        ]
         while _total(columns) > width and any(each.is_wide for each in texts):
             max(texts, key=lambda each: each.width).width -= 1
     return [
