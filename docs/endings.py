@@ -143,7 +143,7 @@ class Ran:
         delivery: Any = SimpleNamespace(
             message=message,
             reason=self.reason,
-            task=SimpleNamespace(policy=said.own),
+            task=SimpleNamespace(policy=combined(said.own, said.default)),
             raw=AckableMessage(data=b"", ack=lambda: None, deliveries=deliveries),
         )
         endings = Endings(broker, None)
