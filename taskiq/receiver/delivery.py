@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from taskiq.policies import Reason
 from taskiq.receiver.diagnosis import describe
+from taskiq.receiver.placing import read_priority
 from taskiq.receiver.states import ENDED, IN_BATCH, JOINING, Holder, MessageState, Unit
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Delivery(Holder):
     :ivar rest: its other arguments.
     :ivar timeout: seconds its call may take, `None` for no limit.
     :ivar weight: what it adds to its batch.
+    :ivar priority: of two batches that are due, that with the higher one starts first.
     :ivar same: equal for items that are passed to the function once.
     :ivar group: the messages it may share a call with.
     :ivar twins: the messages of equal items, if this one's is passed for all of them.
@@ -85,6 +87,7 @@ class Delivery(Holder):
         "is_held_twice",
         "item",
         "message",
+        "priority",
         "raw",
         "reason",
         "refusal",
@@ -108,6 +111,7 @@ class Delivery(Holder):
     rest: Rest
     timeout: float | None
     weight: int | Decimal
+    priority: float
     same: Same | None
     group: Group[Delivery]
 
@@ -148,6 +152,12 @@ class Delivery(Holder):
         self.item, self.rest, self.timeout = plan.place(self.message, validate=validate)
         key: Hashable = self.rest.key
         self.weight = 0
+        labels = self.message.labels
+        self.priority = (
+            read_priority(labels["priority"], plan.priority)
+            if "priority" in labels
+            else plan.priority
+        )
         if plan.is_measured:
             measured = plan.measure(self.item, self.rest)
             own_key, self.weight, self.same = measured
