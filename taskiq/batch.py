@@ -30,6 +30,7 @@ from taskiq.exceptions import (
     TaskiqBatchConfigError,
     TaskRejectedError,
 )
+from taskiq.rates import read_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -63,6 +64,8 @@ class BatchConfig:
         there.
     :ivar idle_timeout: a batch leaves when no item joined for this many seconds.
     :ivar concurrency: most calls at once in one worker process; `None` is unlimited.
+    :ivar rate: how often a call may start in one worker process, such as "2/s"; `None`
+        is unlimited.
     :ivar priority: of batches that are due, the one with the highest starts first;
         `None` is 0. A message may have another one as its label `priority`.
     :ivar results: whether the function returns one value for all items (``shared``)
@@ -81,6 +84,7 @@ class BatchConfig:
     timeout: float = 1.0
     idle_timeout: float | None = None
     concurrency: int | None = None
+    rate: str | None = None
     priority: float | None = None
     results: BatchResults = "shared"
     max_buffered: int = 1000
@@ -147,7 +151,8 @@ class BatcherStatistics:
     :ivar running_calls: batches whose call has not ended.
     :ivar buffered: messages that wait in a batch, run, or are being settled.
     :ivar waiting: messages beyond `max_buffered`, not yet in a batch.
-    :ivar armed_alarms: timers of open batches, and of messages that wait for room.
+    :ivar armed_alarms: timers of open batches, of messages that wait for room, and of
+        tasks with a due batch that wait for their rate.
     """
 
     open_groups: int = 0
@@ -184,6 +189,7 @@ BATCH_ARGUMENTS: Final = (
     "batch_max_weight",
     "batch_coalesce",
     "batch_concurrency",
+    "batch_rate",
     "batch_priority",
     "batch_results",
     "batch_isolate_errors",
@@ -257,6 +263,7 @@ class _Reader:
             timeout=self._seconds("batch_timeout", 1.0),
             idle_timeout=self._seconds("batch_idle_timeout", None),
             concurrency=self._count("batch_concurrency", None),
+            rate=self._rate(),
             priority=self._priority(),
             results=self._results(return_hint),
             max_buffered=self._max_buffered(size),
@@ -294,6 +301,15 @@ class _Reader:
         if not math.isfinite(value) or value < 0:
             raise self._error(name, value, allowed)
         return float(value)
+
+    def _rate(self) -> str | None:
+        value: str | None = self._arguments.get("batch_rate")
+        if value is not None:
+            try:
+                read_interval(value)
+            except ValueError as exc:
+                raise self._error("batch_rate", value, str(exc)) from None
+        return value
 
     def _priority(self) -> float | None:
         value = self._arguments.get("batch_priority")

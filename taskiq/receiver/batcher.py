@@ -25,6 +25,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from taskiq.batch import BatcherStatistics, FlushReason
+from taskiq.rates import Pace
 from taskiq.receiver.ranking import foremost
 from taskiq.receiver.states import BatchState, Holder, Unit
 
@@ -213,9 +214,11 @@ class Lane(Generic[_Member]):
         "max_weight",
         "open",
         "owner",
+        "pace",
         "priority",
         "running",
         "settling",
+        "start_alarm",
         "waiting",
     )
 
@@ -224,6 +227,7 @@ class Lane(Generic[_Member]):
         batcher: Batcher[_Member],
         owner: Hashable,
         config: BatchConfig,
+        pace: Pace | None,
     ) -> None:
         self.batcher = batcher
         self.owner = owner
@@ -245,6 +249,10 @@ class Lane(Generic[_Member]):
         self.waiting: OrderedDict[_Member, bool] = OrderedDict()
         # Armed exactly while a member waits.
         self.alarm: Alarm | None = None
+        # When its next call may start, `None` for no rate.
+        self.pace = pace
+        # Armed exactly while a batch is due and it is not the moment for a call.
+        self.start_alarm: Alarm | None = None
         # Admitted and not yet settled: the number `max_buffered` bounds.
         self.buffered = 0
         # Batches taken whose call has not ended: the number `concurrency` bounds.
@@ -254,9 +262,9 @@ class Lane(Generic[_Member]):
 
     @property
     def may_start(self) -> bool:
-        """Whether `concurrency` leaves room for one more call."""
+        """Whether `concurrency` and `rate` let one more call start."""
         limit = self.config.concurrency
-        return limit is None or self.running < limit
+        return (limit is None or self.running < limit) and self.start_alarm is None
 
     @property
     def is_ranked(self) -> bool:
@@ -304,6 +312,8 @@ class Batcher(Generic[_Member]):
         self._wake = wake
         self._lanes: dict[Hashable, Lane[_Member]] = {}
         self._sequence = 0
+        # Of owners with a rate: it holds, too, while nothing of one is held.
+        self._paces: dict[Hashable, Pace] = {}
         # While set, a batch falls due with this reason as soon as it is opened.
         self._draining: FlushReason | None = None
 
@@ -323,7 +333,8 @@ class Batcher(Generic[_Member]):
         key_hash = hash(key)
         lane = self._lanes.get(owner)
         if lane is None:
-            lane = self._lanes[owner] = Lane(self, owner, config)
+            pace = None if config.rate is None else self._pace(owner, config.rate)
+            lane = self._lanes[owner] = Lane(self, owner, config, pace)
         same_hash = lane.groups.get(key_hash)
         if same_hash is not None:
             for group in same_hash:
@@ -354,6 +365,11 @@ class Batcher(Generic[_Member]):
         return any(lane.due and lane.may_start for lane in self._lanes.values())
 
     @property
+    def is_paced(self) -> bool:
+        """Whether a batch is due that waits for the rate of its task."""
+        return any(lane.start_alarm is not None for lane in self._lanes.values())
+
+    @property
     def is_empty(self) -> bool:
         """Whether no member is held: none waits, runs or is being settled."""
         return not self._lanes
@@ -379,7 +395,10 @@ class Batcher(Generic[_Member]):
         return batch
 
     def take_alone(self, member: _Member) -> Batch[_Member]:
-        """Seal a batch of one member that waits for nothing, not even for a limit."""
+        """Seal a batch of one member that waits for nothing, not even for a limit.
+
+        It counts for the limits all the same: later ones wait for it.
+        """
         group = member.group
         batch = self._new_batch(group)
         batch.take_in(member)
@@ -464,6 +483,7 @@ class Batcher(Generic[_Member]):
             lane.due.clear()
             lane.waiting.clear()
             self._nobody_waits(lane)
+            self._keep_pace(lane)
             for group in groups:
                 group.open, group.waiting = None, 0
                 group.queue.clear()
@@ -489,7 +509,8 @@ class Batcher(Generic[_Member]):
                 for lane in lanes
                 for batch in tuple(lane.open.values())
             )
-            + sum(lane.alarm is not None for lane in lanes),
+            + sum(lane.alarm is not None for lane in lanes)
+            + sum(lane.start_alarm is not None for lane in lanes),
         )
 
     def longest_wait(self) -> float | None:
@@ -537,6 +558,7 @@ class Batcher(Generic[_Member]):
             _close(batch)
         if batch.reason is not None:
             _take_out_of_line(batch)
+            self._keep_pace(lane)
         batch.move(BatchState.SETTLED)
         lane.forget(group)
 
@@ -575,10 +597,12 @@ class Batcher(Generic[_Member]):
         self._sequence += 1
         return Batch(group.lane, group, self._sequence, self._clock.time())
 
-    @staticmethod
-    def _seal(batch: Batch[_Member]) -> None:
+    def _seal(self, batch: Batch[_Member]) -> None:
         batch.move(BatchState.SEALED)
         batch.lane.running += 1
+        if batch.lane.pace is not None:
+            batch.lane.pace.start(self._clock.time())
+            self._keep_pace(batch.lane)
         batch.group.calls += 1
         batch.hold(Unit.CALL, batch.lane)
 
@@ -626,7 +650,35 @@ class Batcher(Generic[_Member]):
         if batch.reason is None:
             batch.reason = reason
             _line_up(batch)
+            self._keep_pace(batch.lane)
             self._wake()
+
+    def _pace(self, owner: Hashable, rate: str) -> Pace:
+        pace = self._paces.get(owner)
+        if pace is None:
+            pace = self._paces[owner] = Pace(rate)
+        return pace
+
+    def _keep_pace(self, lane: Lane[_Member]) -> None:
+        """Arm the alarm for the next call of a lane, or disarm it, as things stand."""
+        pace = lane.pace
+        if pace is None:
+            return
+        waits = bool(lane.due) and not pace.is_due(self._clock.time())
+        if lane.start_alarm is not None and not waits:
+            lane.start_alarm.cancel()
+            lane.start_alarm = None
+            self._wake()  # somebody may wait for the end of all that is due
+        elif waits and lane.start_alarm is None:
+            lane.start_alarm = self._clock.call_at(
+                pace.next_at,
+                lambda: self._may_start_again(lane),
+            )
+
+    def _may_start_again(self, lane: Lane[_Member]) -> None:
+        lane.start_alarm = None
+        self._keep_pace(lane)
+        self._wake()
 
     def _line_up_next(self, taken: Batch[_Member]) -> None:
         """Give the next batch of a group its turn, after all that wait already."""

@@ -33,7 +33,7 @@ from taskiq.receiver.tasks import Tasks, subject_of, work_for
 from taskiq.waiting import wait_watches
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from taskiq.acks import AckableMessage
     from taskiq.batch import BatcherStatistics, FlushReason
@@ -95,6 +95,9 @@ class Runtime:
         # Counts how often messages were delivered, where the broker can.
         self.deliveries = Deliveries.of(broker)
         self.flushes = FlushHistory()
+        # Set by whatever wakes the starter, where somebody waits for batches that wait
+        # for the rate of their task.
+        self._woken: asyncio.Event | None = None
         # Waits for capacity while a batch is due; there is none when none is.
         self._starter: asyncio.Task[Any] | None = None
         # Looks after calls that wait for results while this is listening.
@@ -332,6 +335,8 @@ class Runtime:
     # -- Batches -------------------------------------------------------------------
 
     def _wake(self) -> None:
+        if self._woken is not None:
+            self._woken.set()
         if self._starter is not None or self._is_stopped or not self.batcher.is_ready:
             return
         if self.listening is not None:
@@ -416,16 +421,38 @@ class Runtime:
             self._draining.append(own)
         self.batcher.drain(reason)
         try:
-            await self.tasks.wait_until(
-                lambda: self.batcher.is_empty if own is None else not self._starter,
-                is_waited_for,
-            )
+            await self._wait_for_batches(own, is_waited_for)
         finally:
             self._drains -= 1
             if own is not None:
                 self._draining.remove(own)
             if self._drains == 0:
                 self.batcher.resume()
+
+    async def _wait_for_batches(
+        self,
+        own: Subject | None,
+        is_waited_for: Callable[[Subject | None], bool],
+    ) -> None:
+        """Wait until every batch has been called, those of a rate at their pace.
+
+        :param own: what it is called from, `None` from outside.
+        """
+        while True:
+            await self.tasks.wait_until(
+                lambda: (
+                    (self.batcher.is_empty if own is None else not self._starter)
+                    or self.batcher.is_paced
+                ),
+                is_waited_for,
+            )
+            if not self.batcher.is_paced:
+                return
+            # Nothing runs, and nothing will before an alarm rings.
+            woken = self._woken = self._woken or asyncio.Event()
+            await woken.wait()
+            if self._woken is woken:
+                self._woken = None
 
     @property
     def session(self) -> Listening:

@@ -482,6 +482,95 @@ def test_what_is_withdrawn_behind_others_of_its_group_changes_no_turn() -> None:
     offering.assert_nothing_is_left()
 
 
+# -- Rates --------------------------------------------------------------------------
+
+
+def test_calls_start_an_interval_apart_whatever_is_due() -> None:
+    offering = Offering(size=1, rate="2/s")
+    offering.offer("abcd")
+    starts: list[tuple[float, str]] = []
+    while not offering.batcher.is_empty:
+        starts += [(offering.clock.time(), text) for text, _ in offering.left()]
+        offering.clock.advance(0.125)
+    assert starts == [(0, "a"), (0.5, "b"), (1, "c"), (1.5, "d")]
+    offering.assert_nothing_is_left()
+
+
+def test_a_batch_fills_while_it_waits_for_its_rate() -> None:
+    offering = Offering(size=3, timeout=10, rate="2/m")
+    offering.offer("abcd")
+    offering.finish(offering.take())
+    offering.clock.advance(10)
+    assert offering.take_nothing()
+    offering.offer("e")
+    offering.clock.advance(19.9)
+    assert offering.take_nothing()
+    offering.clock.advance(0.1)
+    assert offering.left() == [("de", FlushReason.TIMEOUT)]
+
+
+def test_the_moment_for_the_next_call_wakes_whoever_starts_it() -> None:
+    offering = Offering(size=1, rate="1/s")
+    offering.offer("ab")
+    offering.take()
+    wakes = offering.wakes
+    assert offering.batcher.is_paced
+    offering.clock.advance(1)
+    assert offering.wakes == wakes + 1
+    assert not offering.batcher.is_paced
+    assert offering.batcher.is_ready
+
+
+def test_a_rate_holds_while_nothing_is_held_and_not_for_another_task() -> None:
+    offering = Offering(size=1, rate="1/s")
+    offering.offer("a")
+    assert len(offering.left()) == 1
+    assert offering.batcher.is_empty
+    offering.offer("b")
+    offering.offer("c", owner="other")
+    assert [members for members, _ in offering.left()] == ["c"]
+
+
+def test_the_rate_is_that_of_all_keys_of_a_task() -> None:
+    offering = Offering(size=1, rate="1/s")
+    offering.offer("a", group="one")
+    offering.offer("b", group="two")
+    assert [members for members, _ in offering.left()] == ["a"]
+
+
+@pytest.mark.parametrize("end", ["withdraw", "abandon"])
+def test_who_waits_for_the_rate_and_leaves_takes_the_alarm_along(end: str) -> None:
+    offering = Offering(size=1, rate="1/h")
+    offering.offer("ab")
+    offering.finish(offering.take())
+    wakes = offering.wakes
+    if end == "withdraw":
+        assert offering.withdraw("b")
+    else:
+        for letter in offering.batcher.abandon():
+            letter.leave()
+    assert offering.wakes == wakes + 1
+    offering.assert_nothing_is_left()
+
+
+def test_a_member_that_runs_alone_is_waited_for_by_the_next() -> None:
+    offering = Offering(size=1, rate="1/s")
+    offering.finish(offering.batcher.take_alone(offering.member("a")))
+    offering.offer("b")
+    assert offering.take_nothing()
+    assert offering.batcher.is_paced
+
+
+def test_a_drain_exceeds_no_rate() -> None:
+    offering = Offering(size=2, rate="1/s")
+    offering.offer("a", group="one")
+    offering.offer("b", group="two")
+    offering.batcher.drain(FlushReason.SHUTDOWN)
+    assert offering.left() == [("a", FlushReason.SHUTDOWN)]
+    offering.clock.advance(1)
+    assert offering.left() == [("b", FlushReason.SHUTDOWN)]
+
+
 # -- Priorities ---------------------------------------------------------------------
 
 
@@ -823,6 +912,7 @@ def test_the_repr_shows_live_counts() -> None:
 
 _SECONDS = st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, 4.0])
 _PRIORITIES = st.integers(-1, 1)
+_INTERVALS = {"1/s": 1.0, "20/m": 3.0}
 _OWNERS = ("one", "two", "three")
 _CONFIGS = st.builds(
     lambda size, spare, **limits: BatchConfig(
@@ -836,6 +926,7 @@ _CONFIGS = st.builds(
     idle_timeout=st.none() | _SECONDS,
     concurrency=st.none() | st.integers(1, 2),
     priority=st.none() | _PRIORITIES,
+    rate=st.none() | st.sampled_from(list(_INTERVALS)),
     max_weight=st.none() | st.just(5.0),
 )
 
@@ -918,6 +1009,8 @@ class BatcherModel(RuleBasedStateMachine):
         self.open: list[ExpectedBatch] = []
         self.outside: list[Offered] = []
         self.offered: dict[int, Offered] = {}
+        # When a call of a task with a rate may start next.
+        self.next_at: dict[str, float] = {}
         # When the members of a task that wait outside make way for others next.
         self.rings: dict[str, float] = {}
         self.expected_admissions: list[int] = []
@@ -942,6 +1035,22 @@ class BatcherModel(RuleBasedStateMachine):
         return self._buffered(owner) < self.configs[owner].max_buffered
 
     def _may_start(self, owner: str) -> bool:
+        return self._has_slot(owner) and not self._is_too_early(owner)
+
+    def _is_too_early(self, owner: str) -> bool:
+        return self.clock.time() < self.next_at.get(owner, 0)
+
+    def _expect_pace(self, owner: str) -> None:
+        """The next call may start an interval after this one.
+
+        Time moves on by half seconds here: no call is so little late that the next one
+        would make up for it.
+        """
+        rate, now = self.configs[owner].rate, self.clock.time()
+        if rate is not None:
+            self.next_at[owner] = now + _INTERVALS[rate]
+
+    def _has_slot(self, owner: str) -> bool:
         limit = self.configs[owner].concurrency
         running = sum(batch.lane.owner == owner for batch in self.running)
         return limit is None or running < limit
@@ -1031,7 +1140,7 @@ class BatcherModel(RuleBasedStateMachine):
             held
             and not self._has_room(owner)
             and not any(batch.lane.owner == owner for batch, _ in self.settling)
-            and self._may_start(owner)
+            and self._has_slot(owner)
             and all(batch.reason is None for batch in held)
         ):
             held[0].reason = FlushReason.PRESSURE
@@ -1131,6 +1240,7 @@ class BatcherModel(RuleBasedStateMachine):
         assert batch.reason is expected.reason
         assert batch.opened_at == expected.opened_at
         self.open.remove(expected)
+        self._expect_pace(expected.owner)
         self._expect_turn(expected.owner, expected.group)
         self.running.append(batch)
         self._check_taken(batch)
@@ -1265,6 +1375,9 @@ class BatcherModel(RuleBasedStateMachine):
         waiting = [batch for batch in self.open if batch.reason is None]
         assert all(batch.members for batch in self.open)
         armed = len(waiting) + len({offered.owner for offered in self.outside})
+        # And one for each task with a batch that waits for its rate.
+        due = {batch.owner for batch in self.open if batch.reason is not None}
+        armed += sum(map(self._is_too_early, due))
         assert self.clock.armed == armed
         assert self.batcher.statistics().armed_alarms == armed
 
@@ -1307,9 +1420,11 @@ class BatcherModel(RuleBasedStateMachine):
                 self.take()
             elif self.running:
                 self._end_call(0, is_run=True)
-            else:
-                assert self.settling, "members are held and nothing can happen"
+            elif self.settling:
                 self._settle(0)
+            else:
+                assert self.batcher.is_paced, "members are held and nothing can happen"
+                self.wait(1.0)
             yield
 
 

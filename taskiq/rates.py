@@ -1,0 +1,62 @@
+"""How often calls may start: what a task says of it, and the next moment for one."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Final
+
+#: What a rate may be, for errors.
+ALLOWED_RATES: Final = (
+    'it must be text: so many calls per second, minute or hour, as in "2/s", "100/m" '
+    'or "10/h"'
+)
+
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
+_RATE: Final = re.compile(r"([0-9]{1,9})/([smh])")
+
+#: Seconds a call may be late without the later ones being late, too: event loops are
+#: never on time. Whoever comes later has been idle, and gets nothing for that.
+LATENESS: Final = 0.05
+
+#: Seconds that an alarm may ring early: clocks are as coarse as this at most.
+_EARLY: Final = 1e-6
+
+
+def read_interval(rate: Any) -> float:
+    """Read a rate.
+
+    :returns: the seconds from one call to the next.
+    :raises ValueError: when it is none, saying what is allowed.
+    """
+    found = _RATE.fullmatch(rate) if isinstance(rate, str) else None
+    if found is None or int(found[1]) == 0:
+        raise ValueError(ALLOWED_RATES)
+    return _SECONDS[found[2]] / int(found[1])
+
+
+class Pace:
+    """Spreads calls evenly: pure arithmetic over moments of whoever has a clock.
+
+    Any `n` intervals have `n` calls at most, and one more where the first was late. So
+    "60/m" never has two calls within a second, however long there was none before.
+
+    :param rate: such as "2/s".
+    :raises ValueError: when it is none.
+    :ivar next_at: the moment from which on the next call may start.
+    """
+
+    __slots__ = ("_interval", "next_at")
+
+    def __init__(self, rate: str) -> None:
+        self._interval = read_interval(rate)
+        self.next_at = -math.inf
+
+    def is_due(self, now: float) -> bool:
+        """Whether a call may start."""
+        return now >= self.next_at - _EARLY
+
+    def start(self, now: float) -> None:
+        """Note that one starts. One that could not wait is counted all the same."""
+        is_on_time = now - self.next_at <= LATENESS
+        self.next_at = (self.next_at if is_on_time else now) + self._interval

@@ -1,0 +1,127 @@
+"""Rates: how often calls start, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from taskiq.batch import FlushReason
+from tests.support.virtual_time import run_virtual, virtual
+from tests.support.worker import BatchWorker, InProcessWorker
+
+
+def starting(**limits: Any) -> tuple[BatchWorker, list[float]]:
+    """Make a worker that notes the moment of each call, and calls take a while."""
+    starts: list[float] = []
+
+    async def body(_: list[Any]) -> None:
+        starts.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(0.7)
+
+    return BatchWorker(body, **{"batch_size": 5, **limits}), starts
+
+
+@pytest.mark.parametrize(
+    ("rate", "calls"),
+    [("2/s", 120), ("100/m", 100), ("7/m", 7), ("25/s", 1500), ("360/h", 6)],
+)
+def test_in_a_minute_there_are_as_many_calls_as_the_rate_says(
+    rate: str,
+    calls: int,
+) -> None:
+    """Whatever waits: so many calls, not so many items, evenly."""
+    worker, starts = starting(batch_rate=rate, batch_timeout=0, max_async_tasks=100)
+
+    async def main() -> None:
+        listening = worker.listen()
+        for number in range(600):
+            await worker.send(*[number] * 40)
+            await asyncio.sleep(0.1)
+        worker.finish.set()
+        await listening
+
+    run_virtual(main())
+    for begin in (0.0, starts[0], starts[len(starts) // 2] - 30):
+        within = sum(begin <= start < begin + 60 for start in starts)
+        assert within == pytest.approx(calls, rel=0.05, abs=1)
+
+
+def test_batches_go_on_filling_while_they_wait_for_their_rate() -> None:
+    worker, _ = starting(batch_size=100, batch_timeout=1, batch_rate="6/m")
+
+    async def main() -> None:
+        listening = worker.listen()
+        for second in range(30):
+            await worker.send(second)
+            await asyncio.sleep(1)
+        worker.finish.set()
+        await listening
+
+    run_virtual(main())
+    assert [len(items) for items in worker.calls] == [1, 10, 10, 9]
+
+
+def test_a_stop_starts_what_is_left_at_its_rate_and_no_faster() -> None:
+    worker, starts = starting(batch_size=1, batch_rate="1/s")
+    run_virtual(_send_and_stop(worker))
+    assert starts == [0, 1, 2, 3]
+    assert len(worker.broker.acked) == 4
+
+
+def test_what_has_not_started_when_the_time_to_stop_is_over_is_delivered_again() -> (
+    None
+):
+    worker, starts = starting(batch_size=1, batch_rate="1/s", wait_tasks_timeout=1.9)
+    run_virtual(_send_and_stop(worker))
+    assert starts == [0, 1]
+    assert len(worker.broker.acked) == 2
+
+
+async def _send_and_stop(worker: BatchWorker) -> None:
+    await worker.send(*"abcd")
+    listening = worker.listen()
+    await worker.until_held(4)
+    worker.finish.set()
+    await listening
+    worker.assert_as_new()
+
+
+@virtual
+async def test_in_process_all_are_waited_for_at_their_rate() -> None:
+    worker = InProcessWorker(batch_size=1, batch_rate="1/s")
+    worker.broker.with_clock(None)
+    begin = asyncio.get_running_loop().time()
+    await worker.send(1, 2, 3)
+    await worker.broker.wait_all()
+    assert worker.calls == [[1], [2], [3]]
+    assert asyncio.get_running_loop().time() == begin + 2
+
+
+@virtual
+async def test_with_a_clock_of_ones_own_the_next_call_waits_until_it_is_moved() -> None:
+    worker = InProcessWorker(batch_size=1, batch_rate="1/m")
+    await worker.send(1, 2)
+    await worker.advance(0)
+    await worker.advance(59)
+    assert worker.calls == [[1]]
+    await worker.advance(1)
+    assert worker.calls == [[1], [2]]
+
+
+@virtual
+async def test_a_task_can_wait_for_batches_that_wait_for_their_rate() -> None:
+    worker = InProcessWorker(batch_size=1, batch_rate="1/s")
+    worker.broker.with_clock(None)
+    waiting: list[int] = []
+
+    @worker.broker.task
+    async def waits() -> None:
+        await worker.broker.receiver.runtime.wait_idle(FlushReason.MANUAL)
+        waiting.append(len(worker.calls))
+
+    await worker.send(1, 2, 3)
+    await waits.kiq()
+    await worker.broker.wait_all()
+    assert waiting == [3]
