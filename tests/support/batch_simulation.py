@@ -111,7 +111,6 @@ class Run:
     trace: Trace
     calls: Sequence[Call]
     latencies: Sequence[float]
-    shed: int = 0
 
     @property
     def p99(self) -> float:
@@ -122,6 +121,10 @@ class Run:
     def mean(self) -> float:
         """Seconds that a message takes on average."""
         return sum(self.latencies) / len(self.latencies)
+
+    def late(self, target: float) -> float:
+        """Part of the messages that take longer than the target."""
+        return 1 - bisect_right(self.latencies, target) / len(self.latencies)
 
 
 def percentile(ordered: Sequence[float], part: float) -> float:
@@ -340,51 +343,52 @@ class Arrivals:
         return sorted(self.made)
 
 
-def _ramp(scale: float) -> list[float]:
-    arrivals = Arrivals("ramp")
+def _ramp(scale: float, seed: str) -> list[float]:
+    arrivals = Arrivals(seed)
     for rate in (2, 20, 200, 2000, 20_000, 2000, 200, 20, 2):
         arrivals.at_rate(rate, seconds=2000 * scale / rate)
     return arrivals.sorted()
 
 
-def _steps(scale: float) -> list[float]:
-    arrivals = Arrivals("steps")
+def _steps(scale: float, seed: str) -> list[float]:
+    arrivals = Arrivals(seed)
     for _ in range(2):
         arrivals.at_rate(200, seconds=10 * scale).at_rate(2000, seconds=5 * scale)
     return arrivals.sorted()
 
 
-def _bursts(scale: float) -> list[float]:
-    arrivals = Arrivals("bursts")
+def _bursts(scale: float, seed: str) -> list[float]:
+    arrivals = Arrivals(seed)
     for _ in range(int(50 * scale)):
         arrivals.burst(300, seconds=0.005).at_rate(100, seconds=0.5)
     return arrivals.sorted()
 
 
-def _steady(name: str, rate: float, seconds: float) -> list[float]:
-    return Arrivals(name).at_rate(rate, seconds=seconds).sorted()
+def _steady(rate: float, seconds: float, seed: str) -> list[float]:
+    return Arrivals(seed).at_rate(rate, seconds=seconds).sorted()
 
 
-def traces(scale: float = 1.0) -> list[Trace]:
+def traces(scale: float = 1.0, seed: str = "") -> list[Trace]:
     """Make the six traces, of some 20,000 messages each.
 
     :param scale: how many messages, and for how long.
+    :param seed: another one makes other traces of the same kinds.
     """
     third = 15 * scale
     return [
-        Trace("ramp", _ramp(scale)),
-        Trace("steady", _steady("steady", 1000, 20 * scale)),
-        Trace("steps", _steps(scale)),
-        Trace("bursts", _bursts(scale)),
+        Trace("ramp", _ramp(scale, f"ramp{seed}")),
+        Trace("steady", _steady(1000, 20 * scale, f"steady{seed}")),
+        Trace("steps", _steps(scale, f"steps{seed}")),
+        Trace("bursts", _bursts(scale, f"bursts{seed}")),
         Trace(
             "slow calls",
-            _steady("slow calls", 1000, 30 * scale),
+            _steady(1000, 30 * scale, f"slow calls{seed}"),
             stalls=(1, 11, 21),
             stall=0.06,
         ),
         Trace(
             "cost changes",
-            _steady("cost changes", 500, 3 * third),
+            _steady(500, 3 * third, f"cost changes{seed}"),
             costs=[Cost(0.0), Cost(third, 0.010, 0.0001), Cost(2 * third)],
         ),
     ]
@@ -392,7 +396,7 @@ def traces(scale: float = 1.0) -> list[Trace]:
 
 def lone_messages() -> Trace:
     """One message every ten seconds or so."""
-    return Trace("lone", _steady("lone", 0.1, 1000.0))
+    return Trace("lone", _steady(0.1, 1000.0, "lone"))
 
 
 #: Parts of the target, and of a thousand messages, that fixed pairs are tried with.
