@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
+from functools import partial
+from typing import TYPE_CHECKING
+
 import pytest
 
+from taskiq.batch import BatchConfig
+from taskiq.receiver.batcher import Batch, Batcher, Group
+from taskiq.receiver.states import BatchState
+from taskiq.testing import ManualAlarm
 from tests.support.batch_simulation import (
     Cost,
     Fixed,
@@ -17,8 +26,100 @@ from tests.support.batch_simulation import (
     traces,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 #: Without noise: a call of n messages takes 1 + n seconds.
 EXACT = (Cost(0.0, fixed=1.0, item=1.0),)
+
+
+class Message:
+    """A member of a batch of the real batcher."""
+
+    weight = 0
+    batch: Batch[Message] | None = None
+
+    def __init__(self, group: Group[Message]) -> None:
+        self.group = group
+
+    def joined(self, batch: Batch[Message], /) -> None:
+        self.batch = batch
+
+    def waits(self) -> None:
+        raise AssertionError("there is room for all")
+
+    parks = waits
+
+
+class Events:
+    """A clock that goes from one alarm to the next."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._order = itertools.count()
+        self._alarms: list[tuple[float, int, ManualAlarm]] = []
+
+    def time(self) -> float:
+        return self._now
+
+    def call_at(self, when: float, callback: Callable[[], object], /) -> ManualAlarm:
+        alarm = ManualAlarm(when, callback)
+        heapq.heappush(self._alarms, (when, next(self._order), alarm))
+        return alarm
+
+    def ring_next(self) -> bool:
+        if self._alarms:
+            self._now, _, alarm = heapq.heappop(self._alarms)
+            if alarm.is_armed:
+                alarm.ring()
+            return True
+        return False
+
+
+def run_in_batcher(trace: Trace, config: BatchConfig) -> list[tuple[int, float]]:
+    """Do with the real batcher what `simulate` does: sizes of calls, and their starts.
+
+    A call takes what the costs of the trace say, without noise.
+    """
+    events = Events()
+    batcher: Batcher[Message] = Batcher(events, wake=lambda: None)
+
+    def arrive() -> None:
+        batcher.offer(Message(batcher.group("task", config, None)))
+
+    def end(batch: Batch[Message]) -> None:
+        batcher.call_ended(batch)
+        for _ in batch.members:
+            batch.release()
+
+    calls: list[tuple[int, float]] = []
+    for arrival in trace.arrivals:
+        events.call_at(arrival, arrive)
+    while events.ring_next():
+        while (batch := batcher.take()) is not None:
+            batch.move(BatchState.RUNNING)
+            now, size = events.time(), len(batch.members)
+            calls.append((size, now))
+            cost = trace.cost(now)
+            events.call_at(now + cost.fixed + cost.item * size, partial(end, batch))
+    return calls
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize(("size", "timeout"), [(1, 0.0), (40, 0.02), (1000, 0.1)])
+def test_the_simulation_does_what_the_batcher_does(
+    size: int,
+    timeout: float,
+    slots: int,
+) -> None:
+    config = BatchConfig(size, timeout, concurrency=slots, max_buffered=10**6)
+    for made in traces(0.02):
+        trace = Trace(made.name, made.arrivals, made.costs, noise=0.0)
+        run = simulate(trace, Fixed(size, timeout), slots)
+        simulated = sorted((call.started, call.stop - call.first) for call in run.calls)
+        real = run_in_batcher(trace, config)
+        assert [size for _, size in simulated] == [size for size, _ in real]
+        assert [start for start, _ in simulated] == pytest.approx([s for _, s in real])
 
 
 def test_a_batch_leaves_when_it_is_full_or_its_time_is_over() -> None:
