@@ -1,8 +1,10 @@
-"""Rules that choose the size of a batch, and what they are worth."""
+"""Rules that choose the size of a batch, and the picture of what they are worth."""
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -110,3 +112,10 @@ def test_a_slow_call_counts_for_no_more_than_the_double() -> None:
         fit.ended(size, 0.01 * size)
     fit.ended(10, 1000.0)
     assert fit.of(10) < 0.15
+
+
+def test_the_picture_is_drawn_from_the_table() -> None:
+    path = Path(__file__).parents[1] / "docs" / "pacing.py"
+    drawing = runpy.run_path(str(path))
+    drawn = drawing["TARGET"].read_text(encoding="utf-8")
+    assert drawn == drawing["draw"](), "run: python docs/pacing.py"
