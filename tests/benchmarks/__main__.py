@@ -15,6 +15,7 @@ from tests.benchmarks import (
     in_process,
     lateness,
     memory,
+    pacing,
     peers,
     postgres,
     servers,
@@ -41,6 +42,7 @@ TABLES: dict[str, Callable[[Options], Page]] = {
     "bulk": bulk.measure,
     "waiting": waiting.measure,
     "growth": growth.measure,
+    "pacing": pacing.measure,
 }
 
 
