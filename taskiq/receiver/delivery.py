@@ -143,17 +143,16 @@ class Delivery(Holder):
         """
         task = self.task
         assert task is not None  # noqa: S101
-        assert task.plan is not None  # noqa: S101
         plan = task.plan
-        self.item, self.rest, self.timeout = plan.place(self.message, validate=validate)
-        key: Hashable = self.rest.key
-        self.weight = 0
+        assert plan is not None  # noqa: S101
+        item, rest, timeout = plan.place(self.message, validate=validate)
+        self.item, self.rest, self.timeout, self.weight = item, rest, timeout, 0
+        key: Hashable = rest.key
         if plan.is_measured:
-            measured = plan.measure(self.item, self.rest)
-            own_key, self.weight, self.same = measured
-            key = (key, self.timeout, own_key)
-        elif self.timeout is not None:
-            key = (key, self.timeout)
+            own_key, self.weight, self.same = plan.measure(item, rest)
+            key = (key, timeout, own_key)
+        elif timeout is not None:
+            key = (key, timeout)
         self.group = find_group(task, plan.config, key)
 
     def joined(self, batch: Batch[Delivery]) -> None:

@@ -280,6 +280,8 @@ class RedeliveryWatch:
 
     def let_go(self, members: Iterable[Delivery]) -> None:
         """Note that messages are not held any more; more than once is no harm."""
+        if not self._held:
+            return
         for member in members:
             fingerprint = member.fingerprint
             if fingerprint is not None and self._held.get(fingerprint) is member:

@@ -150,21 +150,21 @@ class Runtime:
                     if is_waited_for:
                         await self._settled(delivery)
                     return
-            if failed is None:
-                if self.receiver.stop.is_asked and not self.may_begin(delivery):
-                    delivery.leave()
-                    return
+            if failed is not None:
+                self._refuse(delivery, failed)
+            elif self.receiver.stop.is_asked and not self.may_begin(delivery):
+                delivery.leave()
+                return
+            else:
                 delivery.move(_RUNNING)
-                delivery.result = await self.receiver.run_task(
+                delivery.result = result = await self.receiver.run_task(
                     target=delivery.function,
                     message=delivery.message,
                     ack_controller=delivery.controller,
                 )
                 delivery.is_error_told = True
-                if isinstance(delivery.result.error, TaskAbortedError):
+                if result.is_err and isinstance(result.error, TaskAbortedError):
                     abort(delivery)
-            else:
-                self._refuse(delivery, failed)
             delivery.move(_SETTLING)
             await self.settlement.settle(delivery, raise_err=raise_err)
 

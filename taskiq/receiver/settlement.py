@@ -82,16 +82,15 @@ def result_of(
         value, error = None, outcome.error
     else:
         value, error = outcome.value, None
-    return _result_of_fields(
-        {
-            "is_err": error is not None,
-            "log": None,
-            "return_value": value,
-            "execution_time": seconds,
-            "labels": message.labels.copy(),
-            "error": error,
-        },
-    )
+    fields = {
+        "is_err": error is not None,
+        "log": None,
+        "return_value": value,
+        "execution_time": seconds,
+        "labels": message.labels.copy(),
+        "error": error,
+    }
+    return _result_of_fields(fields)
 
 
 _result_of_fields: Final[Callable[[dict[str, Any]], TaskiqResult[Any]]] = maker_of(
