@@ -303,12 +303,14 @@ class InMemoryBroker(AsyncBroker):
 
         :raises UnknownTaskError: when there is no task of that name.
         """
-        if self.find_task(message.task_name) is None:
+        task = self.find_task(message.task_name)
+        if task is None:
             raise UnknownTaskError(task_name=message.task_name)
         if self.await_inplace:
             await self.receiver.runtime.take_in_place(message.message)
         else:
-            self.receiver.runtime.enter(message.message)
+            is_plain = task.batch is None
+            self.receiver.runtime.enter(message.message, is_plain=is_plain)
 
     async def kick_many(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from taskiq.policies import Reason
-from taskiq.receiver.diagnosis import describe
+from taskiq.receiver.diagnosis import describe, named
 from taskiq.receiver.states import ENDED, IN_BATCH, JOINING, Holder, MessageState, Unit
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class Delivery(Holder):
         "is_held_twice",
         "item",
         "message",
+        "name",
         "raw",
         "reason",
         "refusal",
@@ -93,11 +94,15 @@ class Delivery(Holder):
         "same",
         "settled",
         "task",
+        "task_id",
         "timeout",
         "twins",
         "weight",
     )
     message: TaskiqMessage
+    # Of what it was, when it is over.
+    name: str
+    task_id: str
     controller: AckController
     hooks: HookLists
     task: PreparedTask | None
@@ -214,12 +219,27 @@ class Delivery(Holder):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self.state is _SETTLING:  # mostly
             self.move(_DONE)
+            if self.refusal is None:
+                self._let_go()
         elif self.state not in IN_BATCH:
             self.end(MessageState.DONE if kind is None else MessageState.LEFT)
+
+    def _let_go(self) -> None:
+        """Keep nothing of what it was but its name.
+
+        Tasks that its function has begun work for it, and may never end; and records of
+        the log name it when they are written.
+        """
+        message, nothing = self.message, cast("Any", None)
+        self.name, self.task_id = message.task_name, message.task_id
+        self.raw = self.message = self.result = nothing
 
     def __str__(self) -> str:
         if self.is_refused:
             return "a message that nobody can run"
         message = getattr(self, "message", None)
+        if message is not None:
+            return describe(message)
         # Somebody's own callback decodes it for itself.
-        return "a message" if message is None else describe(message)
+        is_named = hasattr(self, "name")
+        return named(self.name, self.task_id) if is_named else "a message"

@@ -31,7 +31,12 @@ _PROMPT: Final = 0.1
 
 def describe(message: TaskiqMessage) -> str:
     """Name a message in the log and in errors."""
-    return f"task {message.task_name} with ID {message.task_id}"
+    return named(message.task_name, message.task_id)
+
+
+def named(task_name: str, task_id: str) -> str:
+    """Name a message of which nothing else is left."""
+    return f"task {task_name} with ID {task_id}"
 
 
 def describe_batch(info: BatchInfo) -> str:

@@ -264,12 +264,24 @@ class Runtime:
         context.run(_lent.set, delivery)
         context.run(self.tasks.begin, work, delivery)
 
-    def enter(self, message: bytes | AckableMessage) -> None:
-        """Take a message that its broker sends in this process."""
+    def enter(
+        self,
+        message: bytes | AckableMessage,
+        *,
+        is_plain: bool = False,
+    ) -> None:
+        """Take a message that its broker sends in this process.
+
+        :param is_plain: whether it is known not to be of a batch task: it is read when
+            its turn comes then. Thousands that wait would hold what they were read to.
+        """
         delivery = Delivery(self.broker, message)
         if self.receiver.has_own_callback:
             work = self.receiver.callback(message=message)
             self._begin_own_callback(delivery, work)
+            return
+        if is_plain:
+            self.tasks.begin(self._read_in_process(delivery), delivery)
             return
         self.admission.read(delivery)
         if delivery.is_batched and not self.admission.waits(delivery):
@@ -297,6 +309,11 @@ class Runtime:
     async def _take_in_process(self, delivery: Delivery) -> None:
         # Here and not before it starts, which would copy the context of each message.
         work_for(delivery)
+        await self.take(delivery)
+
+    async def _read_in_process(self, delivery: Delivery) -> None:
+        work_for(delivery)
+        self.admission.read(delivery)
         await self.take(delivery)
 
     async def take_in_place(self, message: bytes) -> None:
