@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from taskiq.batch import BatchConfig
     from taskiq.hooks import HookLists
     from taskiq.message import TaskiqMessage
+    from taskiq.outcome import Outcome
     from taskiq.policies import Ending
     from taskiq.receiver.batcher import Batch, Group
     from taskiq.receiver.placing import Rest, Same
@@ -49,6 +50,8 @@ class Delivery(Holder):
     :ivar ack_type: the moment it is acknowledged at.
     :ivar context: the context variables its hooks left; `None` for none of its own.
     :ivar result: its result, from its outcome on.
+    :ivar outcome: what its result is made of when it is saved, with the `seconds` of
+        its call; `None` where it is made already.
     :ivar is_error_told: whether the `on_error` hooks have been called with it.
     :ivar reason: why it failed, if it does.
     :ivar ending: how it ends, if it failed and is not simply acknowledged.
@@ -86,12 +89,14 @@ class Delivery(Holder):
         "item",
         "message",
         "name",
+        "outcome",
         "raw",
         "reason",
         "refusal",
         "rest",
         "result",
         "same",
+        "seconds",
         "settled",
         "task",
         "task_id",
@@ -109,6 +114,7 @@ class Delivery(Holder):
     function: Callable[..., Any]
     ack_type: AcknowledgeType
     result: TaskiqResult[Any]
+    seconds: float
     item: Any
     rest: Rest
     timeout: float | None
@@ -130,6 +136,7 @@ class Delivery(Holder):
         self.context: contextvars.Context | None = None
         self.fingerprint: int | None = None
         self.twins: Sequence[Delivery] = ()
+        self.outcome: Outcome | None = None
         self.settled: asyncio.Future[None] | None = None
 
     @property
