@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 from typing import TYPE_CHECKING, Final
@@ -165,6 +166,9 @@ class ListenLoop:
                 if self._not_listening_since is None:
                     self._not_listening_since = asyncio.get_running_loop().time()
                 self._outage.not_listening(exc, delay, is_up=self._is_up)
+            # A client that could not connect may be a cycle of objects whose finalizers
+            # close it, in the loop. Another thread that came upon them could not.
+            gc.collect()
             if await _is_set_within(finish, delay):
                 return None
             attempt = self._listen_again

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -316,6 +317,48 @@ async def test_a_hook_that_failed_is_tried_again_and_those_before_it_are_not() -
     async with Running(loop_for(broker)):
         await asyncio.sleep(10)
     assert hooks.calls == ["WORKER_STARTUP", "try", "try", "try", "start"]
+
+
+class HalfOpen:
+    """A client that did not connect: a cycle of objects, closed by its finalizer."""
+
+    def __init__(self, closed: list[str]) -> None:
+        self._itself = self
+        self._closed = closed
+
+    def __del__(self) -> None:
+        asyncio.get_running_loop()  # raises elsewhere
+        self._closed.append("closed")
+
+
+class HalfOpenBroker(ServerBroker):
+    async def startup(self) -> None:
+        client = HalfOpen(self.calls)
+        self.calls.append("open")
+        await super().startup()
+        del client
+
+    calls: list[str]
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_garbage_collection")
+@virtual
+async def test_what_a_client_opened_that_cannot_connect_is_closed_in_the_loop() -> None:
+    server = Server()
+    broker = HalfOpenBroker(server)
+    broker.calls = []
+    server.is_here = False
+    async with Running(loop_for(broker)):
+        await asyncio.sleep(1)
+        assert broker.calls[:4] == ["open", "closed"] * 2
 
 
 @virtual
