@@ -402,6 +402,47 @@ async def test_a_stop_does_not_wait_for_a_reconnection() -> None:
         assert now() == stopped
 
 
+class StubbornBroker(ServerBroker):
+    """Tries for a long time to connect, as some clients do."""
+
+    translates = False
+
+    async def startup(self) -> None:
+        await super().startup()
+        try:
+            await asyncio.sleep(120)
+        except asyncio.CancelledError:
+            if self.translates:
+                raise ConnectionError("interrupted") from None
+            raise
+
+
+@pytest.mark.parametrize("translates", [False, True])
+@virtual
+async def test_a_stop_does_not_wait_for_a_first_start(translates: bool) -> None:
+    hooks = Hooks()
+    broker = StubbornBroker(Server())
+    broker.translates = translates
+    hooks.watch(broker)
+    async with Running(loop_for(broker)) as running:
+        await asyncio.sleep(1)
+        running.finish.set()
+        await running.task
+        assert now() == 1
+    await broker.shutdown()
+    assert hooks.calls == STARTED + STOPPED
+
+
+@virtual
+async def test_a_cancellation_during_a_first_start_is_raised() -> None:
+    broker = StubbornBroker(Server())
+    running = asyncio.ensure_future(loop_for(broker).run(asyncio.Event()))
+    await asyncio.sleep(1)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
 # -- What cannot be noticed by listening -------------------------------------------
 
 
