@@ -42,6 +42,11 @@ class Application:
     broker: AsyncBroker
     warnings: list[str]
 
+    def has_batches(self) -> bool:
+        """Whether any of its tasks runs in batches."""
+        tasks = self.broker.get_all_tasks().values()
+        return any(task.batch is not None for task in tasks)
+
 
 def load(
     spec: str,
