@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tests.benchmarks import (
     bulk,
     core,
+    embeddings,
     growth,
     in_process,
     lateness,
@@ -40,6 +41,7 @@ TABLES: dict[str, Callable[[Options], Page]] = {
     "postgres": postgres.measure,
     "peers": peers.measure,
     "bulk": bulk.measure,
+    "embeddings": embeddings.measure,
     "waiting": waiting.measure,
     "growth": growth.measure,
     "pacing": pacing.measure,
