@@ -114,6 +114,10 @@ class InMemoryUniqueKeys(UniqueStore):
             self._held[claim.key] = (claim.token, now + claim.ttl)
             return claim.token
 
+    async def claim_many(self, claims: Sequence[Claim]) -> Sequence[str | Exception]:
+        """Take many keys."""
+        return [await self.claim(claim) for claim in claims]
+
     async def release(self, key: str, token: str) -> None:
         """Let go of a key if it is held under this token."""
         with self._lock:

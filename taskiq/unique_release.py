@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from taskiq.abc.middleware import TaskiqMiddleware
-from taskiq.exceptions import NoResultError
+from taskiq.bulk import run_bounded
+from taskiq.exceptions import MessageNackedError, NoResultError
 from taskiq.outage import brief
 from taskiq.policies import Action, Reason, is_sent_again
 from taskiq.unique import UNIQUE_LABEL, held_by, store_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Sequence
 
     from taskiq.dead_letters.letter import DeadLetter
     from taskiq.message import TaskiqMessage
@@ -28,14 +29,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("taskiq.unique")
 
-#: Seconds that releasing a key may take: the capacity of its message is held meanwhile.
+#: Seconds that releasing keys may take: the capacity of its message is held meanwhile.
 RELEASE_TIMEOUT: Final = 30.0
+
+_RELEASES_AT_ONCE: Final = 1000
 
 #: The attribute of a message that has an `Ending`.
 _ENDING: Final = "__taskiq_unique_ending"
 
-#: Such a message is not run: no result of it is saved before it ends.
-_REFUSALS: Final = frozenset({Reason.UNKNOWN_TASK, Reason.BAD_LABEL})
+#: Such a message does not run, now or later: it need not hold its key any longer.
+_NEVER_RUN: Final = frozenset(
+    {Reason.UNKNOWN_TASK, Reason.BAD_LABEL, Reason.MAX_DELIVERIES},
+)
 
 
 class UniqueRelease(TaskiqMiddleware):
@@ -44,7 +49,23 @@ class UniqueRelease(TaskiqMiddleware):
     That is when its result is saved, when it ends without one, or when it is kept as a
     dead letter. A message that runs again holds its key: one that was retried, requeued
     or given back, or whose result could not be saved.
+
+    Messages of other tasks come by, too: a hook fewer counts, so there is none that is
+    called with the outcome of every message but `post_save`.
     """
+
+    def on_error(
+        self,
+        message: TaskiqMessage,
+        result: TaskiqResult[Any],
+        exception: BaseException,  # noqa: ARG002 - a hook may have replaced it
+    ) -> Coroutine[Any, Any, None] | None:
+        """Release the key of a message that ends without a result."""
+        error = result.error
+        is_end = isinstance(error, NoResultError) and not (
+            isinstance(error, MessageNackedError) or is_sent_again(message)
+        )
+        return self._release(message) if is_end else None
 
     def on_ending(
         self,
@@ -56,20 +77,7 @@ class UniqueRelease(TaskiqMiddleware):
             return None
         # The message forbids attributes that it does not declare.
         object.__setattr__(message, _ENDING, ending.action)
-        if ending.action is Action.ACK and ending.reason in _REFUSALS:
-            return self._release(message)
-        return None
-
-    def post_execute(
-        self,
-        message: TaskiqMessage,
-        result: TaskiqResult[Any],
-    ) -> Coroutine[Any, Any, None] | None:
-        """Release the key of a message that ends without a result."""
-        if UNIQUE_LABEL not in message.labels or is_sent_again(message):
-            return None
-        has_none = isinstance(result.error, NoResultError)
-        if has_none and _ending_of(message) is not Action.GIVE_BACK:
+        if ending.action is Action.ACK and ending.reason in _NEVER_RUN:
             return self._release(message)
         return None
 
@@ -98,7 +106,7 @@ class UniqueRelease(TaskiqMiddleware):
         held = held_by(message.task_id, message.labels)
         store = store_of(self.broker)
         if held is not None and store is not None:
-            await release(store, *held)
+            await release(store, [held])
 
 
 def _ending_of(message: TaskiqMessage) -> Action | None:
@@ -106,17 +114,33 @@ def _ending_of(message: TaskiqMessage) -> Action | None:
     return action
 
 
-async def release(store: UniqueStore, key: str, token: str) -> None:
-    """Release a key; if that fails it is logged, and the key is held until its end."""
+async def release(store: UniqueStore, held: Sequence[tuple[str, str]]) -> None:
+    """Release keys; if that fails it is logged, and they are held until their end.
+
+    :param held: the keys, each with the token it is held under.
+    """
+
+    async def release_one(one: tuple[str, str]) -> None:
+        await store.release(*one)
+
+    failed: list[Any]
     try:
         with anyio.fail_after(RELEASE_TIMEOUT):
-            await store.release(key, token)
-    except Exception as exc:  # noqa: BLE001 - harms nobody but the next of this key
+            if len(held) == 1:
+                await release_one(held[0])
+                return
+            failed = await run_bounded(release_one, held, _RELEASES_AT_ONCE)
+    except Exception as exc:  # noqa: BLE001 - harms nobody but the next of these keys
+        failed = [exc] * len(held)
+    errors = {key: exc for (key, _), exc in zip(held, failed, strict=True) if exc}
+    if errors:
+        key, error = next(iter(errors.items()))
         logger.warning(
-            "Cannot release the unique key %s; it is held until its unique_ttl is "
-            "over: %s",
+            "Cannot release the unique key %s%s: %s. Who has it holds it until its "
+            "unique_ttl is over.",
             key,
-            brief(exc),
+            f" and {len(errors) - 1} more" if len(errors) > 1 else "",
+            brief(error),
         )
 
 

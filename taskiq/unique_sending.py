@@ -190,12 +190,9 @@ class UniqueSending(Sending):
         return await backend.is_result_ready(task_id)
 
     async def _give_up(self, claims: Iterable[Claim]) -> None:
-        async def give_up(claim: Claim) -> None:
-            await release(self._store, claim.key, claim.token)
-
-        given_up = list(claims)
-        if given_up:
-            await run_bounded(give_up, given_up, _AT_ONCE)
+        held = [(claim.key, claim.token) for claim in claims]
+        if held:
+            await release(self._store, held)
 
     def _handle_to(self, token: str, message: TaskiqMessage) -> AsyncTaskiqTask[Any]:
         """Give a handle to the message that holds the key of this one."""

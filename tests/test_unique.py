@@ -382,6 +382,15 @@ async def test_policies_free_it_at_the_end(
     await is_held_after_a_run(broker, failing, is_held=is_requeue, **policy)
 
 
+@pytest.mark.parametrize("on_failure", ["ack", "dead_letter"])
+async def test_what_must_not_be_given_back_once_more_frees_its_key(
+    broker: Broker,
+    on_failure: str,
+) -> None:
+    policy = {"max_deliveries": 1, "on_failure": on_failure}
+    await is_held_after_a_run(broker, giving_back, is_held=False, **policy)
+
+
 async def is_held_after_a_run(
     broker: Broker,
     function: Any,

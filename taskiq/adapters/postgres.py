@@ -754,6 +754,9 @@ class _UniqueKeys(GroupedUniqueKeys):
     async def claim_many(self, claims: Sequence[Claim]) -> Sequence[str | Exception]:
         """Take keys in one statement; of several claims of a key the first one."""
         await self._forget_ended()
+        return await in_chunks(partial(_in_statements, self._claim_all), claims)
+
+    async def _claim_all(self, claims: Sequence[Claim]) -> list[str | Exception]:
         asked: dict[str, Claim] = {}
         for claim in claims:
             asked.setdefault(claim.key, claim)
@@ -763,6 +766,9 @@ class _UniqueKeys(GroupedUniqueKeys):
         return [holders[claim.key] for claim in claims]
 
     async def _release_many(self, held: Sequence[tuple[str, str]]) -> Sequence[Any]:
+        return await in_chunks(partial(_in_statements, self._release_all), held)
+
+    async def _release_all(self, held: Sequence[tuple[str, str]]) -> list[Any]:
         columns = [list(column) for column in zip(*held, strict=True)]
         await self._fetch(_RELEASE, *columns)
         return [None] * len(held)

@@ -789,6 +789,11 @@ class _UniqueKeys(GroupedUniqueKeys):
 
     async def claim_many(self, claims: Sequence[Claim]) -> Sequence[str | Exception]:
         """Take keys in one round trip."""
+        return await in_chunks(
+            self._claim_chunk, claims, lambda claim: _size_of_text(claim.token)
+        )
+
+    async def _claim_chunk(self, claims: Sequence[Claim]) -> list[str | Exception]:
         commands = [
             ("EVAL", _CLAIM, 1, self._name(key), token, max(int(ttl * 1000), 1))
             for key, token, ttl in claims
@@ -799,6 +804,11 @@ class _UniqueKeys(GroupedUniqueKeys):
         ]
 
     async def _release_many(self, held: Sequence[tuple[str, str]]) -> Sequence[Any]:
+        return await in_chunks(
+            self._release_chunk, held, lambda one: _size_of_text(one[1])
+        )
+
+    async def _release_chunk(self, held: Sequence[tuple[str, str]]) -> list[Any]:
         replies = await self._run(
             [("EVAL", _RELEASE, 1, self._name(key), token) for key, token in held],
         )

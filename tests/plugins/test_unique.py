@@ -124,6 +124,19 @@ async def test_of_fifty_senders_one_has_the_key(stores: list[UniqueStore]) -> No
     assert holder in {claim.token for claim in claims}
 
 
+@pytest.mark.parametrize("text", ["a\0b", "\ud800"])
+async def test_an_id_that_cannot_be_stored_fails_nobody_else(
+    kind: str,
+    stores: list[UniqueStore],
+    text: str,
+) -> None:
+    claims = [Claim(f"key {token}", token, 60) for token in ("a", text, "b")]
+    holders = await stores[0].claim_many(claims)
+    assert [holders[0], holders[2]] == ["a", "b"]
+    is_refused = kind == "postgres" or text == "\ud800"
+    assert isinstance(holders[1], Exception) is is_refused
+
+
 async def test_many_claims_and_releases_at_once_do_not_stand_in_each_others_way(
     stores: list[UniqueStore],
 ) -> None:
