@@ -334,8 +334,11 @@ class Sending:
         return [self._handles[number] for number in range(self._total)]
 
     async def _send_chunk(self, chunk: list[Any]) -> None:
+        await self._send_numbered(enumerate(chunk, start=self._total))
+
+    async def _send_numbered(self, numbered: Iterable[tuple[int, Any]]) -> None:
+        """Send items under the numbers they have in the whole call."""
         hooks = hooks_of(self._broker)
-        numbered = enumerate(chunk, start=self._total)
         if hooks.pre_send or hooks.post_send or hooks.on_send_error:
             await self._send_with_hooks(numbered, hooks)
         else:

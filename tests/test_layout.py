@@ -21,6 +21,7 @@ UPWARDS: Final = {
     ("taskiq.decor", "taskiq.abc.broker"): "AsyncTaskiqDecoratedTask.broker",
     ("taskiq.kicker", "taskiq.abc.broker"): "AsyncKicker.broker",
     ("taskiq.sending", "taskiq.abc.broker"): "what is sent through",
+    ("taskiq.unique_sending", "taskiq.abc.broker"): "what is sent through",
     ("taskiq.dead_letters.store", "taskiq.abc.broker"): "whose letters are kept",
     # What its methods are overloaded for.
     ("taskiq.sender", "taskiq.context"): "tasks that are given one",
