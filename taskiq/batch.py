@@ -63,6 +63,8 @@ class BatchConfig:
         there.
     :ivar idle_timeout: a batch leaves when no item joined for this many seconds.
     :ivar concurrency: most calls at once in one worker process; `None` is unlimited.
+    :ivar priority: of batches that are due, the one with the highest starts first;
+        `None` is 0. A message may have another one as its label `priority`.
     :ivar results: whether the function returns one value for all items (``shared``)
         or a list with one entry per item (``each``).
     :ivar max_buffered: most messages waiting or running in one worker process.
@@ -79,6 +81,7 @@ class BatchConfig:
     timeout: float = 1.0
     idle_timeout: float | None = None
     concurrency: int | None = None
+    priority: float | None = None
     results: BatchResults = "shared"
     max_buffered: int = 1000
     key: Callable[..., Hashable] | None = None
@@ -181,6 +184,7 @@ BATCH_ARGUMENTS: Final = (
     "batch_max_weight",
     "batch_coalesce",
     "batch_concurrency",
+    "batch_priority",
     "batch_results",
     "batch_isolate_errors",
     "batch_max_buffered",
@@ -253,6 +257,7 @@ class _Reader:
             timeout=self._seconds("batch_timeout", 1.0),
             idle_timeout=self._seconds("batch_idle_timeout", None),
             concurrency=self._count("batch_concurrency", None),
+            priority=self._priority(),
             results=self._results(return_hint),
             max_buffered=self._max_buffered(size),
             key=self._function("batch_key"),
@@ -289,6 +294,19 @@ class _Reader:
         if not math.isfinite(value) or value < 0:
             raise self._error(name, value, allowed)
         return float(value)
+
+    def _priority(self) -> float | None:
+        value = self._arguments.get("batch_priority")
+        if value is None:
+            return None
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+        ):
+            allowed = "it must be a finite number; the highest starts first"
+            raise self._error("batch_priority", value, allowed)
+        return value
 
     def _max_buffered(self, size: int) -> int:
         value = self._count("batch_max_buffered", max(10 * size, 1000))

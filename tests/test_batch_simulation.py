@@ -37,6 +37,7 @@ class Message:
     """A member of a batch of the real batcher."""
 
     weight = 0
+    priority = 0.0
     batch: Batch[Message] | None = None
 
     def __init__(self, group: Group[Message]) -> None:

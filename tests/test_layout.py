@@ -27,6 +27,7 @@ UPWARDS: Final = {
     ("taskiq.sender", "taskiq.context"): "tasks that are given one",
     # The parts of a receiver, which are made by whom they work for.
     ("taskiq.receiver.diagnosis", "taskiq.receiver.delivery"): "what is told of",
+    ("taskiq.receiver.ranking", "taskiq.receiver.batcher"): "what it chooses from",
     (
         "taskiq.receiver.listening",
         "taskiq.receiver.receiver",

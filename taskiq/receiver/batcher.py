@@ -25,6 +25,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from taskiq.batch import BatcherStatistics, FlushReason
+from taskiq.receiver.ranking import foremost
 from taskiq.receiver.states import BatchState, Holder, Unit
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ class Member(Protocol):
     @property
     def weight(self) -> int | decimal.Decimal:
         """What it adds to its batch, in the unit of `max_weight`."""
+        ...
+
+    @property
+    def priority(self) -> float:
+        """What its batch has at least."""
         ...
 
     @property
@@ -115,6 +121,7 @@ class Batch(Holder, Generic[_Member]):
         "lane",
         "members",
         "opened_at",
+        "priority",
         "reason",
         "sequence",
         "turn",
@@ -137,6 +144,8 @@ class Batch(Holder, Generic[_Member]):
         self.turn = sequence
         self.opened_at = opened_at
         self.joined_at = opened_at
+        # The highest one of its members.
+        self.priority = lane.priority
         # A dict, to take one out of ten thousand at once. In order.
         self.members: dict[_Member, None] = {}
         self.weight: int | decimal.Decimal = 0
@@ -155,12 +164,20 @@ class Batch(Holder, Generic[_Member]):
     def take_in(self, member: _Member) -> None:
         """Give one more member its place."""
         lane = self.lane
+        if member.priority != self.priority:
+            self._rank(member.priority)
         self.members[member] = None
         if lane.max_weight is not None:
             self.weight = self.add(member.weight)
         self.unsettled += 1
         lane.buffered += 1
         member.joined(self)
+
+    def _rank(self, priority: float) -> None:
+        """Have the priority of a member who joins, unless that of another is higher."""
+        self.priority = max(self.priority, priority) if self.members else priority
+        if self.priority != self.lane.priority:
+            self.lane.is_mixed = True
 
     def release(self) -> None:
         """Take the place of one member back, and admit who waits for it."""
@@ -192,9 +209,11 @@ class Lane(Generic[_Member]):
         "config",
         "due",
         "groups",
+        "is_mixed",
         "max_weight",
         "open",
         "owner",
+        "priority",
         "running",
         "settling",
         "waiting",
@@ -211,6 +230,9 @@ class Lane(Generic[_Member]):
         self.config = config
         most = config.max_weight
         self.max_weight = None if most is None else decimal.Decimal(repr(most))
+        # That of its batches, unless `is_mixed`: then some have another one, or had.
+        self.priority: float = config.priority or 0
+        self.is_mixed = False
         # By the hash of their keys: what is taken out again is not compared.
         self.groups: dict[int, list[Group[_Member]]] = {}
         # The batch each group is filling, in the order they were opened.
@@ -237,9 +259,22 @@ class Lane(Generic[_Member]):
         return limit is None or self.running < limit
 
     @property
+    def is_ranked(self) -> bool:
+        """Whether its batches may have another priority than those of other lanes."""
+        return self.is_mixed or self.priority != 0
+
+    @property
     def is_empty(self) -> bool:
         """Whether it holds nothing."""
         return not (self.buffered or self.waiting or self.running)
+
+    def first_in_turn(self) -> Batch[_Member]:
+        """Give the due batch with the lowest turn; there has to be one."""
+        turn, batch = self.due[0]
+        while turn != batch.turn:
+            heapq.heapreplace(self.due, (batch.turn, batch))
+            turn, batch = self.due[0]
+        return batch
 
     def forget(self, group: Group[_Member]) -> None:
         """Keep nothing of a group that is empty."""
@@ -316,7 +351,7 @@ class Batcher(Generic[_Member]):
     @property
     def is_ready(self) -> bool:
         """Whether `take` would give a batch."""
-        return self._next_lane() is not None
+        return any(lane.due and lane.may_start for lane in self._lanes.values())
 
     @property
     def is_empty(self) -> bool:
@@ -326,17 +361,17 @@ class Batcher(Generic[_Member]):
     def take(self) -> Batch[_Member] | None:
         """Seal the batch that starts next, or say there is none to start.
 
-        Among the groups with a due batch it is the turn of the one that has waited
+        The highest priority is first, see :mod:`taskiq.receiver.ranking`. Among the
+        groups with a due batch of that it is the turn of the one that has waited
         longest since it came, since a batch of it was last taken, or since a call of
         it ended: however much of a busy group is due, another one that is due waits
         for the calls that are running, and for no more of that group.
 
         The caller starts its call at once: a batch is sealed only when it can start.
         """
-        lane = self._next_lane()
-        if lane is None:
+        batch = self._next()
+        if batch is None:
             return None
-        _, batch = heapq.heappop(lane.due)
         if batch.group.open is batch:
             _close(batch)
         self._line_up_next(batch)
@@ -494,6 +529,8 @@ class Batcher(Generic[_Member]):
         if lane.max_weight is not None:
             batch.weight = batch.add(-member.weight)
         if batch.members:
+            if lane.is_mixed:
+                batch.priority = max(each.priority for each in batch.members)
             return
         self._disarm(batch)
         if group.open is batch:
@@ -503,14 +540,16 @@ class Batcher(Generic[_Member]):
         batch.move(BatchState.SETTLED)
         lane.forget(group)
 
-    def _next_lane(self) -> Lane[_Member] | None:
-        """Find the lane of the batch whose turn it is, of those that may start."""
-        first: Lane[_Member] | None = None
-        for lane in self._lanes.values():
-            if lane.due and lane.may_start:
-                _bring_first_turn_up(lane)
-                if first is None or lane.due[0][0] < first.due[0][0]:
-                    first = lane
+    def _next(self) -> Batch[_Member] | None:
+        """Find the batch whose turn it is, of those that may start."""
+        first: Batch[_Member] | None = None
+        lanes = [lane for lane in self._lanes.values() if lane.due and lane.may_start]
+        if any(lane.is_ranked for lane in lanes):
+            return foremost(lanes, self._clock.time())
+        for lane in lanes:
+            batch = lane.first_in_turn()
+            if first is None or batch.turn < first.turn:
+                first = batch
         return first
 
     def _admit(self, lane: Lane[_Member], member: _Member) -> None:
@@ -591,11 +630,19 @@ class Batcher(Generic[_Member]):
 
     def _line_up_next(self, taken: Batch[_Member]) -> None:
         """Give the next batch of a group its turn, after all that wait already."""
-        queue = taken.group.queue
-        del queue[0]
+        due, queue = taken.lane.due, taken.group.queue
+        was_first = queue[0] is taken
+        queue.remove(taken)
         self._give_turn(taken.group)
+        if not was_first:  # those before it have a lower priority
+            return
+        if due[0][1] is taken:
+            heapq.heappop(due)
+        else:
+            due[:] = [entry for entry in due if entry[1] is not taken]
+            heapq.heapify(due)
         if queue:
-            heapq.heappush(taken.lane.due, (queue[0].turn, queue[0]))
+            heapq.heappush(due, (queue[0].turn, queue[0]))
 
     def _give_turn(self, group: Group[_Member]) -> None:
         """Put the next batch of a group behind all groups that wait now."""
@@ -677,14 +724,6 @@ def _take_out_of_line(batch: Batch[_Member]) -> None:
         queue[0].turn = batch.turn
         lane.due.append((batch.turn, queue[0]))
     heapq.heapify(lane.due)
-
-
-def _bring_first_turn_up(lane: Lane[_Member]) -> None:
-    """See to it that the first entry of a lane with due batches is up to date."""
-    turn, batch = lane.due[0]
-    while turn != batch.turn:
-        heapq.heapreplace(lane.due, (batch.turn, batch))
-        turn, batch = lane.due[0]
 
 
 def _open_batches(lane: Lane[_Member]) -> list[Batch[_Member]]:

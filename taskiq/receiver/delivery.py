@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from taskiq.policies import Reason
 from taskiq.receiver.diagnosis import describe, named
+from taskiq.receiver.placing import read_priority
 from taskiq.receiver.states import ENDED, IN_BATCH, JOINING, Holder, MessageState, Unit
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Delivery(Holder):
     :ivar rest: its other arguments.
     :ivar timeout: seconds its call may take, `None` for no limit.
     :ivar weight: what it adds to its batch.
+    :ivar priority: of two batches that are due, that with the higher one starts first.
     :ivar same: equal for items that are passed to the function once.
     :ivar group: the messages it may share a call with.
     :ivar twins: the messages of equal items, if this one's is passed for all of them.
@@ -90,6 +92,7 @@ class Delivery(Holder):
         "message",
         "name",
         "outcome",
+        "priority",
         "raw",
         "reason",
         "refusal",
@@ -119,6 +122,7 @@ class Delivery(Holder):
     rest: Rest
     timeout: float | None
     weight: int | Decimal
+    priority: float
     same: Same | None
     group: Group[Delivery]
 
@@ -157,8 +161,13 @@ class Delivery(Holder):
         assert task is not None  # noqa: S101
         plan = task.plan
         assert plan is not None  # noqa: S101
-        item, rest, timeout = plan.place(self.message, validate=validate)
+        message = self.message
+        item, rest, timeout = plan.place(message, validate=validate)
         self.item, self.rest, self.timeout, self.weight = item, rest, timeout, 0
+        label = message.labels.get("priority")
+        self.priority = (
+            plan.priority if label is None else read_priority(label, plan.priority)
+        )
         key: Hashable = rest.key
         if plan.is_measured:
             own_key, self.weight, self.same = plan.measure(item, rest)

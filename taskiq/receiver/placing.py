@@ -68,6 +68,7 @@ class BatchPlan:
         "_variadic",
         "config",
         "is_measured",
+        "priority",
     )
 
     def __init__(
@@ -83,6 +84,8 @@ class BatchPlan:
             function is not None
             for function in (config.key, config.weight, config.coalesce)
         )
+        #: That of a message without a label of that name.
+        self.priority: float = config.priority or 0
         self._signature = signature
         self._dependencies = frozenset(dependencies)
         items, *others = signature.parameters.values()
@@ -244,6 +247,19 @@ def read_timeout(label: Any) -> float | None:
     if math.isnan(seconds):
         raise ValueError(f"timeout must be a number of seconds, got {label!r}")
     return seconds
+
+
+def read_priority(label: Any, default: float) -> float:
+    """Read a `priority` label: of batches that are due, the highest starts first.
+
+    :param default: that of a message whose label is no finite number. It may mean
+        something to others, and keeps no message from being run.
+    """
+    try:
+        priority = float(label)
+    except (TypeError, ValueError, OverflowError):
+        return default
+    return priority if math.isfinite(priority) else default
 
 
 def exact_weight(value: Any) -> int | decimal.Decimal:

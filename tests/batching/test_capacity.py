@@ -239,6 +239,7 @@ def test_each_batch_task_has_one_line_with_the_arguments_that_are_in_effect(
         batch_max_weight=8,
         batch_coalesce=functools.partial(str),
         batch_concurrency=2,
+        batch_priority=3,
         batch_results="shared",
         batch_isolate_errors=(ValueError, KeyError),
         batch_max_buffered=30,
@@ -258,8 +259,8 @@ def test_each_batch_task_has_one_line_with_the_arguments_that_are_in_effect(
         "Task all runs in batches: batch_size=5, batch_timeout=0.5, "
         "batch_idle_timeout=0.1, batch_key=tenant_of, batch_weight=<lambda>, "
         "batch_max_weight=8.0, batch_coalesce=str, batch_concurrency=2, "
-        "batch_results=shared, batch_isolate_errors=(ValueError, KeyError), "
-        "batch_max_buffered=30",
+        "batch_priority=3, batch_results=shared, "
+        "batch_isolate_errors=(ValueError, KeyError), batch_max_buffered=30",
     ]
 
 

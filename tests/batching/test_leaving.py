@@ -288,3 +288,33 @@ def test_a_key_with_99_percent_of_the_traffic_delays_the_others_by_one_running_b
     ]
     assert len(waits) == 20
     assert max(waits) <= timeout + seconds + 1e-6
+
+
+@pytest.mark.parametrize("label", [2, 2.5, "2"])
+def test_a_message_says_its_priority_with_a_label(label: object) -> None:
+    worker = BatchWorker(batch_size=1, batch_priority=0.5)
+
+    async def main() -> None:
+        await worker.send("a")
+        await worker.send("b", priority=-1)
+        await worker.send("c", priority=label)
+        await worker.run()
+
+    run_virtual(main())
+    assert worker.calls == [["c"], ["a"], ["b"]]
+
+
+@pytest.mark.parametrize("label", ["urgent", "nan", "inf", None, [9]])
+def test_a_label_that_is_no_priority_keeps_no_message_from_its_own(
+    label: object,
+) -> None:
+    """Others may read it: it means what it means to them."""
+    worker = BatchWorker(batch_size=1, batch_priority=0.5)
+
+    async def main() -> None:
+        await worker.send("a", priority=0.4)
+        await worker.send("b", priority=label)
+        await worker.run()
+
+    run_virtual(main())
+    assert worker.calls == [["b"], ["a"]]

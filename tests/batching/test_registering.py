@@ -53,8 +53,8 @@ _T = TypeVar("_T")
 
 KNOWN = (
     "batch_size, batch_timeout, batch_idle_timeout, batch_key, batch_weight, "
-    "batch_max_weight, batch_coalesce, batch_concurrency, batch_results, "
-    "batch_isolate_errors, batch_max_buffered"
+    "batch_max_weight, batch_coalesce, batch_concurrency, batch_priority, "
+    "batch_results, batch_isolate_errors, batch_max_buffered"
 )
 
 
@@ -119,6 +119,14 @@ def test_a_time_is_a_finite_number_of_seconds_and_not_negative(
     assert str(error_of(broker, **{argument: value})) == (
         f"Cannot register batch task mail:send: {argument}={value!r} is not allowed: "
         "it must be a finite number of seconds, 0 or more"
+    )
+
+
+@pytest.mark.parametrize("value", ["high", "1", True, math.nan, math.inf, [1]])
+def test_a_priority_is_a_finite_number(broker: InMemoryBroker, value: object) -> None:
+    assert str(error_of(broker, batch_priority=value)) == (
+        f"Cannot register batch task mail:send: batch_priority={value!r} is not "
+        "allowed: it must be a finite number; the highest starts first"
     )
 
 
@@ -412,6 +420,7 @@ def test_every_argument_has_its_place(broker: InMemoryBroker) -> None:
         batch_timeout=0,
         batch_idle_timeout=0.5,
         batch_concurrency=1,
+        batch_priority=-2.5,
         batch_results="shared",
         batch_max_buffered=1,
     )
@@ -420,6 +429,7 @@ def test_every_argument_has_its_place(broker: InMemoryBroker) -> None:
         timeout=0.0,
         idle_timeout=0.5,
         concurrency=1,
+        priority=-2.5,
         results="shared",
         max_buffered=1,
     )

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -35,6 +35,7 @@ class Letter(str):
 
     group: Group[Letter]
     weight: int | Decimal = 0
+    priority: float = 0
     batch: Batch[Letter] | None = None
     is_parked = False
 
@@ -90,11 +91,14 @@ class Offering:
         group: str = "group",
         weight: float = 0.0,
         owner: str = "task",
+        priority: float | None = None,
     ) -> Letter:
         """Make a member that is to be offered."""
         letter = Letter(text)
         letter.bench = self
         letter.weight = exact_weight(weight)
+        own = self.config.priority or 0
+        letter.priority = own if priority is None else priority
         letter.group = self.batcher.group(owner, self.config, group)
         return letter
 
@@ -104,10 +108,11 @@ class Offering:
         group: str = "group",
         weight: float = 0.0,
         owner: str = "task",
+        priority: float | None = None,
     ) -> None:
         """Offer each letter as a member."""
         for text in members:
-            letter = self.member(text, group, weight, owner)
+            letter = self.member(text, group, weight, owner, priority)
             self.offered.append(letter)
             self.batcher.offer(letter)
 
@@ -477,6 +482,120 @@ def test_what_is_withdrawn_behind_others_of_its_group_changes_no_turn() -> None:
     offering.assert_nothing_is_left()
 
 
+# -- Priorities ---------------------------------------------------------------------
+
+
+def test_the_batch_with_the_highest_priority_starts_first_whatever_its_turn() -> None:
+    offering = Offering(size=1, priority=2)
+    offering.offer("a", group="one", priority=1)
+    offering.offer("b", group="two")
+    offering.offer("c", group="three", priority=2.5)
+    assert [members for members, _ in offering.left()] == ["c", "b", "a"]
+
+
+def test_the_priorities_of_two_tasks_are_compared() -> None:
+    """Neither has a label: each task has one priority for all of its batches."""
+    offering = Offering(size=1)
+    offering.offer("ad", owner="usual")
+    offering.config = BatchConfig(size=1, priority=1)
+    offering.offer("b", owner="urgent")
+    offering.config = BatchConfig(size=1, priority=-1)
+    offering.offer("c", owner="idle")
+    assert [members for members, _ in offering.left()] == ["b", "a", "d", "c"]
+
+
+def test_a_batch_has_the_highest_priority_of_its_members() -> None:
+    offering = Offering(size=3)
+    offering.offer("ab", group="one", priority=1)
+    offering.offer("c", group="one", priority=7)
+    offering.offer("def", group="two", priority=5)
+    offering.offer("ghi", group="one", priority=6)
+    assert [members for members, _ in offering.left()] == ["abc", "ghi", "def"]
+
+
+def test_a_member_that_is_withdrawn_takes_its_priority_with_it() -> None:
+    offering = Offering(size=2)
+    offering.offer("a", group="one")
+    offering.offer("b", group="one", priority=9)
+    offering.offer("cd", group="two", priority=1)
+    assert offering.withdraw("b")
+    assert [members for members, _ in offering.left()] == ["cd", "a"]
+
+
+def test_of_a_group_the_higher_priority_starts_first_too() -> None:
+    offering = Offering(size=2)
+    offering.offer("abcd")
+    offering.offer("ef", priority=1)
+    assert [members for members, _ in offering.left()] == ["ef", "ab", "cd"]
+    offering.assert_nothing_is_left()
+
+
+def test_a_task_that_may_not_start_holds_up_no_lower_priority() -> None:
+    offering = Offering(size=1, concurrency=1)
+    offering.offer("ab", owner="urgent", priority=1)
+    offering.take()
+    offering.offer("c", owner="usual")
+    assert list(offering.take().members) == ["c"]
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [(2, 10), (0, 5)])
+def test_a_batch_has_aged_after_five_times_its_timeout(
+    timeout: float,
+    seconds: float,
+) -> None:
+    offering = Offering(size=1, timeout=timeout)
+    offering.offer("a", group="one")
+    offering.offer("b", group="two")
+    offering.clock.advance(seconds - 0.5)
+    offering.offer("pqr", group="urgent", priority=1)
+    started = [offering.take()]
+    offering.clock.advance(0.5)
+    started += [offering.take() for _ in range(4)]
+    assert ["".join(batch.members) for batch in started] == ["p", "a", "b", "q", "r"]
+
+
+_Arrivals = list[tuple[int, float]]
+_WAITING = st.lists(
+    st.tuples(st.integers(-3, 2), st.floats(0, 30)),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(waiting=_WAITING, urgent_groups=st.integers(1, 3), timeout=st.floats(0.1, 10))
+def test_nothing_waits_beyond_ten_times_its_timeout_however_much_is_more_urgent(
+    waiting: _Arrivals,
+    urgent_groups: int,
+    timeout: float,
+) -> None:
+    """One slot, and as much work of a higher priority as it could ever do.
+
+    A call takes as long as lets the worker begin one for each group in five times the
+    timeout.
+    """
+    offering = Offering(size=1, timeout=timeout)
+    arrivals = sorted((at * timeout, priority) for priority, at in waiting)
+    seconds = 5 * timeout / (len(waiting) + urgent_groups + 1)
+    waits = 0
+    for number in range(urgent_groups):
+        offering.offer("uu", group=f"urgent {number}", priority=9)
+    while waits < len(waiting):
+        now = offering.clock.time()
+        while arrivals and arrivals[0][0] <= now:
+            _, priority = arrivals.pop(0)
+            offering.offer("w", group=f"group {len(arrivals)}", priority=priority)
+        waited = offering.batcher.longest_wait()
+        assert waited is not None
+        assert waited <= 10 * timeout
+        batch = offering.take()
+        if "w" in batch.members:
+            waits += 1
+        else:
+            offering.offer("u", group=str(batch.group.key), priority=9)
+        offering.clock.advance(seconds)
+        offering.finish(batch)
+
+
 # -- Withdrawing and abandoning -----------------------------------------------------
 
 
@@ -703,6 +822,7 @@ def test_the_repr_shows_live_counts() -> None:
 # -- All of it at once, against a plain model ---------------------------------------
 
 _SECONDS = st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, 4.0])
+_PRIORITIES = st.integers(-1, 1)
 _OWNERS = ("one", "two", "three")
 _CONFIGS = st.builds(
     lambda size, spare, **limits: BatchConfig(
@@ -715,6 +835,7 @@ _CONFIGS = st.builds(
     timeout=_SECONDS,
     idle_timeout=st.none() | _SECONDS,
     concurrency=st.none() | st.integers(1, 2),
+    priority=st.none() | _PRIORITIES,
     max_weight=st.none() | st.just(5.0),
 )
 
@@ -729,6 +850,7 @@ class ExpectedBatch:
     joined_at: float
     turn: int
     members: list[int] = field(default_factory=list)
+    priorities: list[float] = field(default_factory=list)
     weight: float = 0
     is_full: bool = False
     reason: FlushReason | None = None
@@ -742,6 +864,7 @@ class Offered:
     owner: str
     group: int
     weight: float
+    priority: float
 
 
 class Entrant:
@@ -749,10 +872,11 @@ class Entrant:
 
     batch: Batch[Entrant] | None = None
 
-    def __init__(self, number: int, group: Group[Entrant], weight: float) -> None:
-        self.number = number
+    def __init__(self, offered: Offered, group: Group[Entrant]) -> None:
+        self.number = offered.number
         self.group = group
-        self.weight = exact_weight(weight)
+        self.weight = exact_weight(offered.weight)
+        self.priority = offered.priority
         self.steps: list[str] = []
 
     def joined(self, batch: Batch[Entrant]) -> None:
@@ -829,6 +953,25 @@ class BatcherModel(RuleBasedStateMachine):
             if batch.reason is not None and self._may_start(batch.owner)
         ]
 
+    def _expect_next(self, due: list[ExpectedBatch]) -> ExpectedBatch:
+        """Of the highest priority, the group whose turn it is; of that the oldest.
+
+        What has waited for five times its timeout has the highest priority, too.
+        """
+        # The first of each group has its turn.
+        turns = {(each.owner, each.group): each.turn for each in reversed(due)}
+        highest = max(max(each.priorities) for each in due)
+        candidates = [
+            each
+            for each in due
+            if max(each.priorities) == highest or self._has_aged(each)
+        ]
+        return min(candidates, key=lambda each: turns[each.owner, each.group])
+
+    def _has_aged(self, batch: ExpectedBatch) -> bool:
+        timeout = self.configs[batch.owner].timeout or 1.0
+        return self.clock.time() - batch.opened_at >= 5 * timeout
+
     def _next_turn(self) -> int:
         self.turns += 1
         return self.turns
@@ -866,6 +1009,7 @@ class BatcherModel(RuleBasedStateMachine):
             self.open.append(batch)
         batch.joined_at = now
         batch.members.append(offered.number)
+        batch.priorities.append(offered.priority)
         batch.weight += offered.weight
         self.expected_admissions.append(offered.number)
         if len(batch.members) == config.size:
@@ -943,10 +1087,18 @@ class BatcherModel(RuleBasedStateMachine):
         owner=st.sampled_from(_OWNERS),
         group=st.integers(0, 2),
         weights=st.lists(st.sampled_from([0.0, 1.0, 2.0, 6.0]), min_size=1, max_size=4),
+        label=st.none() | _PRIORITIES,
     )
-    def arrive(self, owner: str, group: int, weights: list[float]) -> None:
+    def arrive(
+        self,
+        owner: str,
+        group: int,
+        weights: list[float],
+        label: int | None,
+    ) -> None:
+        priority = label if label is not None else self.configs[owner].priority or 0
         for weight in weights:
-            offered = Offered(self.count, owner, group, weight)
+            offered = Offered(self.count, owner, group, weight, priority)
             self.count += 1
             self.offered[offered.number] = offered
             if self._has_room(owner):
@@ -955,7 +1107,7 @@ class BatcherModel(RuleBasedStateMachine):
                 self.outside.append(offered)
             self._expect_relief(owner)
             found = self.batcher.group(owner, self.configs[owner], group)
-            entrant = Entrant(offered.number, found, weight)
+            entrant = Entrant(offered, found)
             self.entrants[offered.number] = entrant
             self.batcher.offer(entrant)
             self._expect_nobody_waits()
@@ -974,9 +1126,7 @@ class BatcherModel(RuleBasedStateMachine):
         if batch is None:
             assert not due
             return
-        # The first of each group has a turn; those behind it have to wait for theirs.
-        first = {(each.owner, each.group): each for each in reversed(due)}
-        expected = min(first.values(), key=lambda each: each.turn)
+        expected = self._expect_next(due)
         assert [each.number for each in batch.members] == expected.members
         assert batch.reason is expected.reason
         assert batch.opened_at == expected.opened_at
@@ -1049,6 +1199,7 @@ class BatcherModel(RuleBasedStateMachine):
             return True
         for batch in self.open:
             if offered.number in batch.members:
+                del batch.priorities[batch.members.index(offered.number)]
                 batch.members.remove(offered.number)
                 batch.weight -= offered.weight
                 if not batch.members:

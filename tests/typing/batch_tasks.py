@@ -381,6 +381,7 @@ async def with_each(docs: list[Doc]) -> list[int]:
     batch_timeout=1.5,
     batch_idle_timeout=0.5,
     batch_concurrency=2,
+    batch_priority=1.5,
     batch_results="each",
     batch_max_buffered=100,
     queue="documents",
@@ -397,6 +398,7 @@ async def with_every_argument(docs: list[Doc]) -> list[int]:
     batch_timeout=None,
     batch_idle_timeout=None,
     batch_concurrency=None,
+    batch_priority=None,
     batch_results=None,
     batch_max_buffered=None,
 )
@@ -457,6 +459,7 @@ registered_sync_to_one = broker.register_task(
     batch_timeout=1.5,
     batch_idle_timeout=0.5,
     batch_concurrency=2,
+    batch_priority=1.5,
     batch_max_buffered=100,
     queue="documents",
 )
