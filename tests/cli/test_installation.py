@@ -16,7 +16,7 @@ import taskiq
 from taskiq.cli.installation import MARKS, VERSION, check_installation
 from tests.support.environments import EnvironmentNotMadeError, released_python
 
-HOME_PAGE = Path(__file__).parents[2] / "docs" / "index.md"
+HOME_PAGE = Path(__file__).parents[2] / "docs" / "install.md"
 
 
 ENTRY_POINTS = """
