@@ -62,8 +62,14 @@ def make_task(model: Any, calls: int, size: int | None) -> tuple[InMemoryBroker,
     broker.state.model = model
     if size is None:
         return broker, broker.register_task(embed, "embed")
-    options = {"batch_size": size, "batch_timeout": 0.05, "batch_concurrency": calls}
-    return broker, broker.register_task(embed_many, "embed", batch=True, **options)
+    return broker, broker.register_task(
+        embed_many,
+        "embed",
+        batch=True,
+        batch_size=size,
+        batch_timeout=0.05,
+        batch_concurrency=calls,
+    )
 
 
 def make_texts(count: int) -> list[str]:
