@@ -506,7 +506,13 @@ class _Departure:
 
 
 def _chunks(items: Iterable[_Item]) -> Iterator[list[_Item]]:
-    iterator = iter(items)
+    try:
+        iterator = iter(items)
+    except TypeError:
+        raise TypeError(
+            f"kiq_many() takes an iterable of items, and was given {items!r} of type "
+            f"{type(items).__name__}: for one item, use kiq(item)",
+        ) from None
     while chunk := list(islice(iterator, CHUNK_SIZE)):
         yield chunk
 

@@ -24,19 +24,27 @@ from tests.support.commands import RunningCommand
 Run: TypeAlias = Callable[..., RunningCommand]
 
 APP = """
-from taskiq import InMemoryBroker
+import asyncio
+from taskiq import InMemoryBroker, async_shared_broker as shared
 
-class AwayBroker(InMemoryBroker):
+memory = InMemoryBroker()
+
+class QuietBroker(InMemoryBroker):
+    async def listen(self):
+        await asyncio.Event().wait()
+        yield b""
+
+class AwayBroker(QuietBroker):
     async def startup(self):
         await super().startup()
         raise ConnectionError("connection\\nrefused")
 
-class CrashingBroker(InMemoryBroker):
+class CrashingBroker(QuietBroker):
     async def startup(self):
         import os
         os._exit(3)
 
-broker = InMemoryBroker()
+broker = QuietBroker()
 crashing = CrashingBroker()
 away = AwayBroker()
 nothing = 5
@@ -127,7 +135,8 @@ WRONG = [
     (
         "app_of_start:xyz",
         "the module 'app_of_start' ({app}/app_of_start.py) has no 'xyz'. "
-        "It has these of type AsyncBroker: 'broker', 'crashing', 'away'.",
+        "It has these of type AsyncBroker: 'shared', 'memory', 'broker', 'crashing', "
+        "'away'.",
     ),
 ]
 
@@ -192,11 +201,23 @@ def test_a_wrong_name_is_one_line_and_status_2(run: Run, app: Path) -> None:
     assert len(re.findall("Started process", worker.output)) == 3
 
 
+@pytest.mark.parametrize("name", ["memory", "shared"])
+def test_a_broker_that_nobody_can_listen_to_is_told_in_one_line(
+    name: str, run: Run
+) -> None:
+    worker = run(f"app_of_start:{name}", "--workers=1")
+    assert worker.wait() == 2
+    [error] = errors(worker)
+    assert error.startswith(f"A worker cannot listen to 'app_of_start:{name}', as it ")
+
+
 def test_every_line_is_an_object_if_json_is_wanted(run: Run) -> None:
     worker = run("app_of_start:brokre", "--log-format=json")
     assert worker.wait() == 2
     lines = [json.loads(line) for line in worker.lines]
-    [error] = [line for line in lines if line["level"] == "ERROR"]
+    errors_told = [line for line in lines if line["level"] == "ERROR"]
+    assert len(errors_told) == 1, worker.output
+    [error] = errors_told
     assert error["logger"] == "taskiq.process-manager"
     assert error["message"].startswith("Cannot find the broker 'app_of_start:brokre'")
 

@@ -11,6 +11,8 @@ import sys
 from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from taskiq.brokers.inmemory_broker import InMemoryBroker
+from taskiq.brokers.shared_broker import AsyncSharedBroker
 from taskiq.cli.finding import (
     RegistrationError,
     StartError,
@@ -175,7 +177,23 @@ def _import_application(args: WorkerArgs) -> AsyncBroker:
         broker = find_broker(args.broker, args.app_dir)
         broker.is_worker_process = True
         import_tasks(args.modules, args.tasks_pattern, args.fs_discover)
+    _check_that_it_listens(args.broker, broker)
     return broker
+
+
+def _check_that_it_listens(spec: object, broker: AsyncBroker) -> None:
+    """Refuse a broker that is not made to be listened to by another process.
+
+    :raises StartError: it is such a one.
+    """
+    refusing = (InMemoryBroker.listen, AsyncSharedBroker.listen)
+    if type(broker).listen in refusing:
+        raise StartError(
+            f"A worker cannot listen to {spec!r}, as it is of type "
+            f"{type(broker).__name__}: there is no server in between, so its tasks run "
+            "where they are sent. Name a broker with a server, as of RabbitMQ, Redis, "
+            "NATS or PostgreSQL.",
+        )
 
 
 def _keep_application_out_of_collections() -> None:
