@@ -318,6 +318,8 @@ class BatchContext(Context):
             is still being sent again has none: should that fail, it would be lost.
         """
         self._is_open = False
+        if not self._sending:
+            return self._outcomes
         return [
             None if index in self._sending else outcome
             for index, outcome in enumerate(self._outcomes)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from taskiq.policies import FailurePolicy
     from taskiq.scheduler.created_schedule import CreatedSchedule
     from taskiq.scheduler.scheduled_task import CronSpec
+    from taskiq.unique import Unique
 
 _T = TypeVar("_T")  # noqa: PYI018 - a name of taskiq 0.13.0
 _FuncParams = ParamSpec("_FuncParams")
@@ -60,11 +61,13 @@ class AsyncTaskiqDecoratedTask(ManySender[_FuncParams, _ReturnType]):
     :ivar failure_policy: what becomes of its messages that fail, `None` if the
         decorator does not say so.
     :ivar send_check: refuses messages that cannot be run, `None` for a plain task.
+    :ivar unique: what makes messages the same work, `None` if they never are.
     """
 
     batch: BatchConfig | None = None
     failure_policy: FailurePolicy | None = None
     send_check: SendCheck | None = None
+    unique: Unique | None = None
 
     def __init__(
         self,
@@ -164,6 +167,7 @@ class AsyncTaskiqDecoratedTask(ManySender[_FuncParams, _ReturnType]):
             return_type=self.return_type,
         )
         kicker.send_check = self.send_check
+        kicker.unique = self.unique
         return kicker
 
     async def _send_many(

@@ -238,6 +238,47 @@ class ScheduledTaskCancelledError(TaskiqError):
     __template__ = "Cannot send scheduled task to the queue."
 
 
+class UniqueError(SendTaskError):
+    """The key of a unique task could not be claimed, so nothing was sent.
+
+    The cause says why.
+    """
+
+    __template__ = (
+        "Cannot claim the key of unique task {task_name}, so it was not sent; "
+        "the cause says why"
+    )
+
+    task_name: str
+
+
+class UniqueKeyError(UniqueError):
+    """No key can be made of the arguments of a unique task; nothing was sent."""
+
+    __template__ = (
+        "Cannot make the key of unique task {task_name}, so it was not sent: {reason}. "
+        "unique= may be a function of the arguments, as they are sent, that returns "
+        "text, a number or a list of those"
+    )
+
+    reason: str
+
+
+class UniqueNotSupportedError(UniqueError):
+    """There is no place to hold the keys of unique tasks."""
+
+    __template__ = (
+        "Cannot send unique task {task_name}: neither {broker} nor {result_backend} "
+        "holds the keys of unique tasks. Give the broker a store, on the side of the "
+        "sender and of the worker: broker.with_unique_store(...), or a result backend "
+        "that has one, such as those of taskiq.adapters.redis and "
+        "taskiq.adapters.postgres"
+    )
+
+    broker: str
+    result_backend: str
+
+
 class AbortError(TaskiqError):
     """A message could not be aborted; the cause says why."""
 
@@ -298,6 +339,23 @@ class TaskiqFailurePolicyError(TaskiqError):
     __template__ = "{who}: {argument}={value!r} is not allowed: {allowed}"
 
     who: str
+    argument: str
+    value: Any
+    allowed: str
+
+
+class TaskiqUniqueConfigError(TaskiqError):
+    """A task was registered as unique in a way that cannot work.
+
+    `allowed` says what the argument may be instead.
+    """
+
+    __template__ = (
+        "Cannot register task {task_name}: "
+        "{argument}={value!r} is not allowed: {allowed}"
+    )
+
+    task_name: str
     argument: str
     value: Any
     allowed: str

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
-from taskiq.exceptions import SendTaskError
+from taskiq.exceptions import SendManyError, SendTaskError
 from taskiq.hooks import hooks_of
 from taskiq.labels import prepare_label
 from taskiq.message import TaskiqMessage
@@ -19,11 +19,13 @@ from taskiq.scheduler.scheduled_task import CronSpec, ScheduledTask
 from taskiq.sending import (
     ManySender,
     Sending,
+    TaskCall,
     handle_of,
     run_on_send_error,
     run_post_send,
     run_pre_send,
 )
+from taskiq.unique_sending import UniqueSending
 from taskiq.unsendable import dump_message
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.abc.schedule_source import ScheduleSource
+    from taskiq.unique import Unique
 
 _T = TypeVar("_T")  # noqa: PYI018 - a name of taskiq 0.13.0
 _FuncParams = ParamSpec("_FuncParams")
@@ -75,6 +78,8 @@ class AsyncKicker(ManySender[_FuncParams, _ReturnType]):
         self.return_type = return_type
         # Looks at the arguments of a message before it is sent.
         self.send_check: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
+        # What makes messages the same work, where the task is unique.
+        self.unique: Unique | None = None
 
     def with_labels(
         self,
@@ -128,10 +133,13 @@ class AsyncKicker(ManySender[_FuncParams, _ReturnType]):
             :returns: a handle to wait for the result with.
             :raises TypeError: when the arguments do not fit a batch task's function.
             :raises UnsendableArgumentError: when an argument cannot be serialised.
+            :raises UniqueError: when the key of a unique task cannot be claimed.
             :raises SendTaskError: when the message could not be sent, or a middleware
                 gave none to send.
             :raises ValueError: when an argument is a dataclass type.
             """
+            if self.unique is not None:
+                return await self._kiq_unique(args, kwargs)
             broker = self.broker
             hooks = hooks_of(broker)
             message = self._noted_message(args, kwargs)
@@ -209,13 +217,30 @@ class AsyncKicker(ManySender[_FuncParams, _ReturnType]):
                 f"Cannot send many messages of {self.task_name} under the one id "
                 f"{self.custom_task_id!r}: use kiq_many without with_task_id.",
             )
-        sending = Sending(
-            self.broker,
-            self.task_name,
-            self.return_type,
-            self._noted_message,
-        )
-        return await sending.send(items, on_progress)
+        return await self._sending().send(items, on_progress)
+
+    async def _kiq_unique(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Send one message, unless the same is queued or running.
+
+        :returns: the handle of that one then.
+        """
+        try:
+            [handle] = await self._sending().send([TaskCall(*args, **kwargs)], None)
+        except SendManyError as exc:
+            error = exc.errors[0]
+            raise error from error.__cause__
+        return handle
+
+    def _sending(self) -> Sending:
+        sent = (self.broker, self.task_name, self.return_type, self._noted_message)
+        if self.unique is None:
+            return Sending(*sent)
+        is_named = self.custom_task_id is not None
+        return UniqueSending(*sent, self.unique, is_named=is_named)
 
     def _noted_message(
         self,

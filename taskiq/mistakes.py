@@ -21,6 +21,9 @@ _Kwargs: TypeAlias = dict[str, Any]
 #: How an unresolved dependency is seen by a function that uses it.
 _UNRESOLVED: Final = "'Dependency' object"
 
+#: Parameters that need not be given.
+_MANY: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 
 class SendCheck:
     """Refuses messages of one batch task that no worker could run.
@@ -33,23 +36,23 @@ class SendCheck:
         self._name = function_name(function)
         self._signature = inspect.signature(function)
         self._first = next(iter(self._signature.parameters))
+        first = self._signature.parameters[self._first]
+        self._needs_item = first.default is first.empty and first.kind not in _MANY
         self._element = item_type(hints.get(self._first, Any))
         self._adapter: TypeAdapter[Any] | None = None
 
     def __call__(self, args: _Args, kwargs: _Kwargs) -> None:
         """Look at the arguments of one message.
 
-        :raises TypeError: when they do not fit the function, or are a list of items in
-            the place of one.
+        :raises TypeError: when they do not fit the function, have no item, or are a
+            list of items in the place of one.
         """
         try:
             bound = self._signature.bind_partial(*args, **kwargs).arguments
         except TypeError as exc:
-            raise TypeError(
-                f"{self._name}.kiq() takes one item and the arguments after it, of "
-                f"{self._name}{self._signature}: {exc}. "
-                f"For many items, use {self._name}.kiq_many(items)",
-            ) from None
+            raise self._misfit(str(exc)) from None
+        if self._needs_item and self._first not in bound:
+            raise self._misfit("the item is missing")
         item: Any = bound.get(self._first)
         # Any other value is cast by the worker, as it says.
         if item.__class__ is list and self._is_many(item):
@@ -59,6 +62,13 @@ class SendCheck:
                 "worker makes the list. Send each item by itself, or all with "
                 f"{self._name}.kiq_many(items)",
             )
+
+    def _misfit(self, reason: str) -> TypeError:
+        return TypeError(
+            f"{self._name}.kiq() takes one item and the arguments after it, of "
+            f"{self._name}{self._signature}: {reason}. "
+            f"For many items, use {self._name}.kiq_many(items)",
+        )
 
     def _is_many(self, given: list[Any]) -> bool:
         """Tell whether a list is no item, and all that is in it would be one."""

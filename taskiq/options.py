@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from taskiq.batch import BATCH_ARGUMENTS
 from taskiq.exceptions import TaskiqLabelError
 from taskiq.policies import POLICY_ARGUMENTS
+from taskiq.unique import UNIQUE_ARGUMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,7 +28,8 @@ _LABELS: Final = (
     "schedule",
     "timeout",
 )
-_OPTIONS: Final = ("batch", *BATCH_ARGUMENTS, *POLICY_ARGUMENTS, *_LABELS)
+_NAMES: Final = ("batch", *POLICY_ARGUMENTS, *UNIQUE_ARGUMENTS, *_LABELS)
+_OPTIONS: Final = (*BATCH_ARGUMENTS, *_NAMES)
 
 #: So many first letters are right in what is taken for a typo: `match` is no `batch`.
 _SAME_LETTERS: Final = 2
@@ -40,7 +42,7 @@ def check_labels(task_name: str, keywords: Mapping[str, Any]) -> None:
     :raises TaskiqLabelError: naming the keyword and what was probably meant.
     """
     for name in keywords:
-        if name in _LABELS or name in POLICY_ARGUMENTS or name == "batch":
+        if name in _NAMES:
             continue
         is_batch_argument = name.startswith("batch_")
         if is_batch_argument and keywords.get("batch") is True:

@@ -29,6 +29,8 @@ from taskiq.exceptions import TaskBrokerMismatchError
 from taskiq.mistakes import SendCheck
 from taskiq.options import check_labels
 from taskiq.policies import split_policy
+from taskiq.unique import split_unique
+from taskiq.unique_release import ensure_release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable
@@ -80,6 +82,8 @@ class TaskRegistry(ABC):
         batch: Literal[False] | None = False,
         max_deliveries: int | None = None,
         on_failure: OnFailure | None = None,
+        unique: bool | Callable[..., object] | None = None,
+        unique_ttl: float | None = None,
         **labels: Any,
     ) -> AsyncTaskiqDecoratedTask[_FuncParams, _ReturnType]: ...
 
@@ -104,6 +108,8 @@ class TaskRegistry(ABC):
         batch_max_buffered: int | None = None,
         max_deliveries: int | None = None,
         on_failure: OnFailure | None = None,
+        unique: bool | Callable[..., object] | None = None,
+        unique_ttl: float | None = None,
         **labels: Any,
     ) -> SharedBatchDecorator: ...
 
@@ -128,6 +134,8 @@ class TaskRegistry(ABC):
         batch_max_buffered: int | None = None,
         max_deliveries: int | None = None,
         on_failure: OnFailure | None = None,
+        unique: bool | Callable[..., object] | None = None,
+        unique_ttl: float | None = None,
         **labels: Any,
     ) -> BatchDecorator: ...
 
@@ -139,6 +147,8 @@ class TaskRegistry(ABC):
         batch: Literal[False] | None = False,
         max_deliveries: int | None = None,
         on_failure: OnFailure | None = None,
+        unique: bool | Callable[..., object] | None = None,
+        unique_ttl: float | None = None,
         **labels: Any,
     ) -> TaskDecorator: ...
 
@@ -154,10 +164,13 @@ class TaskRegistry(ABC):
         :param labels: sent with every message. With ``batch=True`` the ``batch_*``
             names are read as the fields of :class:`taskiq.batch.BatchConfig` instead.
             ``max_deliveries`` and ``on_failure`` say what becomes of messages that
-            fail, see :class:`taskiq.policies.FailurePolicy`.
+            fail, see :class:`taskiq.policies.FailurePolicy`. ``unique`` and
+            ``unique_ttl`` say that the same work is not queued twice, see
+            :class:`taskiq.unique.Unique`.
         :raises TaskiqBatchConfigError: when a batch argument or function does not fit.
         :raises TaskiqFailurePolicyError: when it cannot be done with failed messages
             what is asked for.
+        :raises TaskiqUniqueConfigError: when messages cannot be unique in this way.
         :raises TaskiqLabelError: when a label is one edit away from an option, or is a
             ``batch_*`` name without ``batch=True``.
         :raises NameError: when a type hint of the function cannot be resolved.
@@ -176,13 +189,13 @@ class TaskRegistry(ABC):
         task_name: str | None,
         keywords: dict[str, Any],
     ) -> AsyncTaskiqDecoratedTask[Any, Any]:
-        batch, policy = None, None
+        batch, policy, unique = None, None, None
         given = keywords
         if isinstance(function, AsyncTaskiqDecoratedTask):
             # A task registered again stays what it was where nothing else is said.
             task_name = function.task_name if task_name is None else task_name
             batch = function.batch if keywords.get("batch") is None else None
-            policy = function.failure_policy
+            policy, unique = function.failure_policy, function.unique
             keywords = {**function.labels, **keywords}
             function = function.original_func
         if not callable(function):
@@ -191,6 +204,7 @@ class TaskRegistry(ABC):
         check_labels(name, given)
         hints = resolved_hints(function, with_metadata=False)
         keywords, own_policy = split_policy(f"Cannot register task {name}", keywords)
+        keywords, unique = split_unique(name, keywords, function, unique)
         labels, arguments = split_batch_arguments(keywords)
         if arguments is not None:
             batch = read_batch_config(function, name, hints, arguments)
@@ -200,6 +214,9 @@ class TaskRegistry(ABC):
         task = self._new_task(function, name, labels, return_type)
         task.batch = batch
         task.failure_policy = policy if own_policy is None else own_policy
+        task.unique = unique
+        if unique is not None:
+            ensure_release(self)
         if batch is not None:
             task.send_check = SendCheck(function, hints)
         task.adopt_metadata()
@@ -228,6 +245,8 @@ class TaskRegistry(ABC):
         batch_max_buffered: int | None = None,
         max_deliveries: int | None = None,
         on_failure: OnFailure | None = None,
+        unique: bool | Callable[..., object] | None = None,
+        unique_ttl: float | None = None,
         **labels: Any,
     ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
 
@@ -256,6 +275,8 @@ class TaskRegistry(ABC):
         batch_max_buffered: int | None = None,
         max_deliveries: int | None = None,
         on_failure: OnFailure | None = None,
+        unique: bool | Callable[..., object] | None = None,
+        unique_ttl: float | None = None,
         **labels: Any,
     ) -> AsyncTaskiqDecoratedTask[
         Concatenate[_Item, _FuncParams],
@@ -287,6 +308,8 @@ class TaskRegistry(ABC):
         batch_max_buffered: int | None = None,
         max_deliveries: int | None = None,
         on_failure: OnFailure | None = None,
+        unique: bool | Callable[..., object] | None = None,
+        unique_ttl: float | None = None,
         **labels: Any,
     ) -> AsyncTaskiqDecoratedTask[
         Concatenate[_Item, _FuncParams],
@@ -318,6 +341,8 @@ class TaskRegistry(ABC):
         batch_max_buffered: int | None = None,
         max_deliveries: int | None = None,
         on_failure: OnFailure | None = None,
+        unique: bool | Callable[..., object] | None = None,
+        unique_ttl: float | None = None,
         **labels: Any,
     ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
 
@@ -343,6 +368,8 @@ class TaskRegistry(ABC):
         batch_max_buffered: int | None = None,
         max_deliveries: int | None = None,
         on_failure: OnFailure | None = None,
+        unique: bool | Callable[..., object] | None = None,
+        unique_ttl: float | None = None,
         **labels: Any,
     ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
 
@@ -368,6 +395,8 @@ class TaskRegistry(ABC):
         batch_max_buffered: int | None = None,
         max_deliveries: int | None = None,
         on_failure: OnFailure | None = None,
+        unique: bool | Callable[..., object] | None = None,
+        unique_ttl: float | None = None,
         **labels: Any,
     ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
 
@@ -380,6 +409,8 @@ class TaskRegistry(ABC):
         batch: Literal[False] | None = False,
         max_deliveries: int | None = None,
         on_failure: OnFailure | None = None,
+        unique: bool | Callable[..., object] | None = None,
+        unique_ttl: float | None = None,
         **labels: Any,
     ) -> AsyncTaskiqDecoratedTask[_FuncParams, _ReturnType]: ...
 

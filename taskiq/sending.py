@@ -334,8 +334,11 @@ class Sending:
         return [self._handles[number] for number in range(self._total)]
 
     async def _send_chunk(self, chunk: list[Any]) -> None:
+        await self._send_numbered(enumerate(chunk, start=self._total))
+
+    async def _send_numbered(self, numbered: Iterable[tuple[int, Any]]) -> None:
+        """Send items under the numbers they have in the whole call."""
         hooks = hooks_of(self._broker)
-        numbered = enumerate(chunk, start=self._total)
         if hooks.pre_send or hooks.post_send or hooks.on_send_error:
             await self._send_with_hooks(numbered, hooks)
         else:
@@ -503,7 +506,13 @@ class _Departure:
 
 
 def _chunks(items: Iterable[_Item]) -> Iterator[list[_Item]]:
-    iterator = iter(items)
+    try:
+        iterator = iter(items)
+    except TypeError:
+        raise TypeError(
+            f"kiq_many() takes an iterable of items, and was given {items!r} of type "
+            f"{type(items).__name__}: for one item, use kiq(item)",
+        ) from None
     while chunk := list(islice(iterator, CHUNK_SIZE)):
         yield chunk
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from weakref import WeakSet
 
@@ -12,6 +12,7 @@ from taskiq.exceptions import ResultIsReadyError, TaskiqResultTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterator
+    from contextlib import AbstractContextManager
 
     from taskiq.abc.result_backend import AsyncResultBackend
     from taskiq.result import TaskiqResult
@@ -44,12 +45,20 @@ class WaitWatch(Protocol):
 wait_watches: Final[WeakSet[WaitWatch]] = WeakSet()
 
 
-@contextmanager
-def watched_wait(what: str) -> Generator[None, None, None]:
+_UNWATCHED: Final = nullcontext()
+
+
+def watched_wait(what: str) -> AbstractContextManager[None]:
     """Tell the workers of this process that a result is waited for meanwhile.
 
     :param what: names the result.
     """
+    # A process that waits seldom has a worker: it is not to pay for one.
+    return _watched(what) if wait_watches else _UNWATCHED
+
+
+@contextmanager
+def _watched(what: str) -> Generator[None, None, None]:
     told = [watch for watch in tuple(wait_watches) if watch.entered(what)]
     try:
         yield

@@ -6,6 +6,7 @@ imports on the way to a module.
 """
 
 import ast
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -21,6 +22,7 @@ UPWARDS: Final = {
     ("taskiq.decor", "taskiq.abc.broker"): "AsyncTaskiqDecoratedTask.broker",
     ("taskiq.kicker", "taskiq.abc.broker"): "AsyncKicker.broker",
     ("taskiq.sending", "taskiq.abc.broker"): "what is sent through",
+    ("taskiq.unique_sending", "taskiq.abc.broker"): "what is sent through",
     ("taskiq.dead_letters.store", "taskiq.abc.broker"): "whose letters are kept",
     # What its methods are overloaded for.
     ("taskiq.sender", "taskiq.context"): "tasks that are given one",
@@ -204,3 +206,30 @@ def test_what_is_listed_is_there_for_types_alone_and_closes_a_circle(
         if each[:2] not in others and each.importer not in FACES
     )
     assert find_cycle(graph)
+
+
+def test_the_page_on_the_design_counts_the_lines_of_the_receiver_rightly() -> None:
+    page = (ROOT / "docs" / "design.md").read_text()
+    package = ROOT / "taskiq" / "receiver"
+    lines = {
+        path.stem: len(path.read_text().splitlines())
+        for path in package.glob("*.py")
+        if path.stem != "__init__"
+    }
+    told: dict[str, tuple[int, int]] = {}
+    for names, count in re.findall(
+        r"^\| (`[a-z_`, ]+`) \| .* \| (\d+) \|$", page, re.M
+    ):
+        modules = re.findall(r"`(\w+)`", names)
+        told |= dict.fromkeys(modules, (int(count), sum(lines[m] for m in modules)))
+
+    assert told.keys() == lines.keys()
+    wrong = {name: each for name, each in told.items() if not is_about(*each)}
+    assert not wrong, "told, and counted"
+    total = re.search(r"^About ([\d,]+) lines", page, re.M)
+    assert total
+    assert is_about(int(total[1].replace(",", "")), sum(lines.values()))
+
+
+def is_about(told: int, counted: int) -> bool:
+    return abs(told - counted) <= max(10, counted // 20)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import pytest
@@ -50,6 +55,40 @@ async def insert(
     return [f"{row} by {each}" for row, each in zip(rows, ids, strict=True)]
 
 
+# -- What the guide says ------------------------------------------------------------
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "guide" / "errors.md").read_text("utf-8")
+
+
+def first_hour() -> list[tuple[str, str]]:
+    """What one does, and what is said then: rows of the guide's table."""
+    rows = re.findall(r"^\| [^|]+ \| `(.+?)` \| `(.+)` \|$", GUIDE, re.MULTILINE)
+    assert len(rows) == 6
+    return rows
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The module of the guide, as a file like those of users."""
+    [code] = re.findall(r'```python title="shop.py"\n(.+?)```', GUIDE, re.DOTALL)
+    (tmp_path / "shop.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield import_module("shop")
+    del sys.modules["shop"]
+
+
+@pytest.mark.parametrize(("line", "said"), first_hour())
+async def test_the_errors_of_the_first_hour_are_those_of_the_guide(
+    line: str,
+    said: str,
+    shop: ModuleType,
+) -> None:
+    exec(f"async def call(): {line}", vars(shop))  # noqa: S102 - our own guide
+    with pytest.raises(TypeError) as caught:
+        await shop.call()
+    assert str(caught.value) == said
+
+
 # -- Sending ------------------------------------------------------------------------
 
 
@@ -61,6 +100,22 @@ async def test_more_arguments_than_a_batch_function_has_are_refused_at_once() ->
     assert text.startswith("insert.kiq() takes one item and the arguments after it")
     assert "too many positional arguments" in text
     assert text.endswith("use insert.kiq_many(items)")
+
+
+@pytest.mark.parametrize("how", ["kiq", "kicker"])
+async def test_a_batch_task_is_not_sent_without_an_item(how: str) -> None:
+    sending: Any = insert if how == "kiq" else insert.kicker()
+    with pytest.raises(TypeError, match="the item is missing"):
+        await sending.kiq(table="others")
+
+
+async def test_an_item_that_has_a_default_may_be_left_out() -> None:
+    @broker.task(batch=True)
+    async def count(rows: list[int | None] | None = None) -> int:
+        return len(rows or [])
+
+    sending: Any = count
+    await sending.kiq()
 
 
 @pytest.mark.parametrize("how", ["kiq", "kicker", "kiq_many"])

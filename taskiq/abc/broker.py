@@ -33,6 +33,7 @@ from taskiq.registration import TaskRegistry
 from taskiq.result_backends.dummy import DummyResultBackend
 from taskiq.serializers.json_serializer import JSONSerializer
 from taskiq.state import TaskiqState
+from taskiq.unique_release import ensure_release
 from taskiq.utils import maybe_awaitable
 from taskiq.warnings import TaskiqDeprecationWarning
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from taskiq.batch import BatcherStatistics
     from taskiq.dead_letters.store import DeadLetterStore
     from taskiq.policies import OnFailure
+    from taskiq.unique import UniqueStore
 
 __all__ = [
     "AckableMessage",
@@ -114,6 +116,8 @@ class AsyncBroker(TaskRegistry):
     dead_letter_queue: str | None = None
     #: Where marks of aborted messages are kept; `None` leaves it to the result backend.
     abort_store: AbortStore | None = None
+    #: Where keys of unique tasks are held; `None` leaves it to the result backend.
+    unique_store: UniqueStore | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -196,6 +200,8 @@ class AsyncBroker(TaskRegistry):
         )
 
     async def _start(self, *events: TaskiqEvents) -> None:
+        if any(task.unique is not None for task in self.get_all_tasks().values()):
+            ensure_release(self)  # some may be those of the shared broker
         await self.lifecycle.start(self._hooks(events, "startup"), self._results)
 
     async def _stop(self, *events: TaskiqEvents) -> None:
@@ -265,6 +271,17 @@ class AsyncBroker(TaskRegistry):
         :returns: this broker.
         """
         self.abort_store = abort_store
+        return self
+
+    def with_unique_store(self, unique_store: UniqueStore) -> Self:
+        """Hold the keys of unique tasks there; before the first message is sent.
+
+        Who sends and who runs messages needs the same one. Without it the result
+        backend's is taken, if that has one.
+
+        :returns: this broker.
+        """
+        self.unique_store = unique_store
         return self
 
     def with_id_generator(self, task_id_generator: Callable[[], str]) -> Self:

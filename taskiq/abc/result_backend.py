@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from taskiq.aborts import AbortStore
     from taskiq.progress import TaskProgress
+    from taskiq.unique import UniqueStore
 
 __all__ = ["AsyncResultBackend", "TaskiqResult"]
 
@@ -48,6 +49,8 @@ class AsyncResultBackend(ABC, Generic[_ReturnType]):
 
     #: Where marks of aborted messages are kept, if this backend brings it along.
     abort_store: AbortStore | None = None
+    #: Where keys of unique tasks are held, if this backend brings it along.
+    unique_store: UniqueStore | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -18,6 +18,7 @@ import inspect
 import json
 import logging
 import math
+import time
 from collections import deque
 from contextlib import asynccontextmanager, suppress
 from functools import cached_property, partial
@@ -31,6 +32,7 @@ from taskiq.adapters._aborts import as_payload, hear_payload
 from taskiq.adapters._bulk import in_chunks, plugin_is_missing
 from taskiq.adapters._feed import Waiters, payloads
 from taskiq.adapters._results import GroupedResults, ToldResults
+from taskiq.adapters._unique import GroupedUniqueKeys
 from taskiq.bulk import GroupCommit, cancel_all, run_bounded
 from taskiq.lifecycle import reconnecting
 from taskiq.models import maker_of
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     )
 
     from taskiq.message import BrokerMessage
+    from taskiq.unique import Claim, UniqueStore
 
 __all__ = ["AsyncpgBroker", "AsyncpgResultBackend"]
 
@@ -71,6 +74,8 @@ _A_LITTLE: Final = 0.01
 _DELAYED_AT_ONCE: Final = 100
 #: Bytes that a notification may have.
 _NOTIFICATION: Final = 7999
+#: Seconds between two looks for keys of unique tasks that nobody has released.
+_FORGETTING_PAUSE: Final = 60.0
 
 #: What a statement with a value that the server does not take fails with. Nothing of
 #: that statement is done.
@@ -200,6 +205,39 @@ SELECT pg_notify($3, $4)
 _ABORTED: Final = """
 SELECT task_id, extract(epoch FROM ends - now())::float8 AS seconds
 FROM {table}_aborts WHERE ends > now()
+"""
+_MAKE_UNIQUE: Final = """
+CREATE TABLE IF NOT EXISTS {table}_unique (
+    key text PRIMARY KEY, token text NOT NULL, ends timestamptz NOT NULL
+)
+"""
+#: Writes the row of who holds a key, too: it is the only way to be given it at once.
+#: Keys are locked in their order, here and below, so that nobody waits in a circle.
+_CLAIM: Final = """
+INSERT INTO {table}_unique AS held (key, token, ends)
+SELECT key, token, now() + make_interval(secs => ttl)
+FROM unnest($1::text[], $2::text[], $3::float8[]) AS given (key, token, ttl)
+ORDER BY key
+ON CONFLICT (key) DO UPDATE SET
+    token = CASE WHEN held.ends > now() THEN held.token ELSE EXCLUDED.token END,
+    ends = CASE WHEN held.ends > now() THEN held.ends ELSE EXCLUDED.ends END
+RETURNING key, token
+"""
+_RELEASE: Final = """
+WITH held AS (
+    SELECT stored.key FROM {table}_unique AS stored
+    JOIN unnest($1::text[], $2::text[]) AS given (key, token)
+        ON stored.key = given.key AND stored.token = given.token
+    ORDER BY stored.key FOR UPDATE OF stored
+)
+DELETE FROM {table}_unique AS stored USING held WHERE stored.key = held.key
+"""
+#: Keys that nobody has released. Those that somebody is about to take are left alone.
+_FORGET_UNIQUE: Final = """
+DELETE FROM {table}_unique WHERE key IN (
+    SELECT key FROM {table}_unique WHERE ends <= now() LIMIT 1000
+    FOR UPDATE SKIP LOCKED
+)
 """
 _FORGET: Final = "DELETE FROM {table} WHERE task_id = ANY($1::text[]::{id_type}[])"
 
@@ -551,6 +589,11 @@ class AsyncpgResultBackend(
         """Where marks of aborted messages are kept: in a table of their own."""
         return _Aborts(self)
 
+    @cached_property
+    def unique_store(self) -> UniqueStore:  # type: ignore[override]
+        """Where keys of unique tasks are held: in a table of their own."""
+        return _UniqueKeys(self)
+
     @property
     def _channel(self) -> str:
         """Where ids are notified of: the name has to have less than 64 bytes."""
@@ -692,5 +735,53 @@ class _Aborts(AbortStore):
         if not self._is_made:
             with suppress(*_MADE_MEANWHILE):
                 await self._results._fetch(_MAKE_ABORTS)  # noqa: SLF001
+            self._is_made = True
+        return await self._results._fetch(statement, *arguments)  # noqa: SLF001
+
+
+class _UniqueKeys(GroupedUniqueKeys):
+    """Keys of unique tasks in a table beside that of the results.
+
+    It is made when it is needed. The clock of the server tells the time.
+    """
+
+    def __init__(self, results: AsyncpgResultBackend) -> None:
+        super().__init__()
+        self._results = results
+        self._is_made = False
+        self._forgot_at = -math.inf
+
+    async def claim_many(self, claims: Sequence[Claim]) -> Sequence[str | Exception]:
+        """Take keys in one statement; of several claims of a key the first one."""
+        await self._forget_ended()
+        return await in_chunks(partial(_in_statements, self._claim_all), claims)
+
+    async def _claim_all(self, claims: Sequence[Claim]) -> list[str | Exception]:
+        asked: dict[str, Claim] = {}
+        for claim in claims:
+            asked.setdefault(claim.key, claim)
+        columns = [list(column) for column in zip(*asked.values(), strict=True)]
+        rows = await self._fetch(_CLAIM, *columns)
+        holders: dict[str, str] = {row["key"]: row["token"] for row in rows}
+        return [holders[claim.key] for claim in claims]
+
+    async def _release_many(self, held: Sequence[tuple[str, str]]) -> Sequence[Any]:
+        return await in_chunks(partial(_in_statements, self._release_all), held)
+
+    async def _release_all(self, held: Sequence[tuple[str, str]]) -> list[Any]:
+        columns = [list(column) for column in zip(*held, strict=True)]
+        await self._fetch(_RELEASE, *columns)
+        return [None] * len(held)
+
+    async def _forget_ended(self) -> None:
+        now = time.monotonic()
+        if now - self._forgot_at >= _FORGETTING_PAUSE:
+            self._forgot_at = now
+            await self._fetch(_FORGET_UNIQUE)
+
+    async def _fetch(self, statement: str, *arguments: Any) -> list[Any]:
+        if not self._is_made:
+            with suppress(*_MADE_MEANWHILE):
+                await self._results._fetch(_MAKE_UNIQUE)  # noqa: SLF001 - part of it
             self._is_made = True
         return await self._results._fetch(statement, *arguments)  # noqa: SLF001

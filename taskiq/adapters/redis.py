@@ -30,6 +30,7 @@ from taskiq.adapters._aborts import as_payload, hear_payload
 from taskiq.adapters._bulk import in_chunks, plugin_is_missing
 from taskiq.adapters._feed import Waiters, payloads
 from taskiq.adapters._results import GroupedResults, ToldResults
+from taskiq.adapters._unique import GroupedUniqueKeys
 from taskiq.bulk import GroupCommit, cancel_all
 from taskiq.models import maker_of
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from taskiq.message import BrokerMessage
+    from taskiq.unique import Claim, UniqueStore
 
 __all__ = [
     "ListQueueBroker",
@@ -78,6 +80,20 @@ _LONGEST_PAUSE: Final = 5.0
 _TROUBLE: Final = (OSError, asyncio.TimeoutError, client.RedisError)
 #: Where a search begins, and what it says when it has seen all.
 _BEGINNING: Final = "0-0"
+
+#: Takes a key if nobody holds it; gives the token of who holds it then. `SET` does both
+#: in one only from Redis 7 on.
+_CLAIM: Final = """
+local holder = redis.call('GET', KEYS[1])
+if holder then return holder end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
+"""
+#: Lets go of a key that is held under this token.
+_RELEASE: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
 
 
 async def _pipelined(
@@ -657,6 +673,11 @@ class _ToldResults(ToldResults[_ReturnType], _Results[_ReturnType]):
         """Where marks of aborted messages are kept: beside the results."""
         return _Aborts(self)
 
+    @cached_property
+    def unique_store(self) -> UniqueStore:  # type: ignore[override]
+        """Where keys of unique tasks are held: beside the results."""
+        return _UniqueKeys(self)
+
     @property
     def _channel(self) -> str:
         """Where ids are published. Channels are not keys and cannot meet them."""
@@ -757,6 +778,48 @@ class _Aborts(AbortStore):
             },
         )
         self.aborts.is_current = True
+
+
+class _UniqueKeys(GroupedUniqueKeys):
+    """Keys of unique tasks as keys that expire, by the clock of the server."""
+
+    def __init__(self, results: _ToldResults[Any]) -> None:
+        super().__init__()
+        self._results = results
+
+    async def claim_many(self, claims: Sequence[Claim]) -> Sequence[str | Exception]:
+        """Take keys in one round trip."""
+        return await in_chunks(
+            self._claim_chunk, claims, lambda claim: _size_of_text(claim.token)
+        )
+
+    async def _claim_chunk(self, claims: Sequence[Claim]) -> list[str | Exception]:
+        commands = [
+            ("EVAL", _CLAIM, 1, self._name(key), token, max(int(ttl * 1000), 1))
+            for key, token, ttl in claims
+        ]
+        return [
+            reply.decode() if isinstance(reply, bytes) else reply
+            for reply in await self._run(commands)
+        ]
+
+    async def _release_many(self, held: Sequence[tuple[str, str]]) -> Sequence[Any]:
+        return await in_chunks(
+            self._release_chunk, held, lambda one: _size_of_text(one[1])
+        )
+
+    async def _release_chunk(self, held: Sequence[tuple[str, str]]) -> list[Any]:
+        replies = await self._run(
+            [("EVAL", _RELEASE, 1, self._name(key), token) for key, token in held],
+        )
+        return [_error(reply) for reply in replies]
+
+    async def _run(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        async with self._results._redis() as redis:  # noqa: SLF001 - part of it
+            return await _pipelined(redis, commands)
+
+    def _name(self, key: str) -> str:
+        return self._results._task_name(f"taskiq-unique:{key}")  # noqa: SLF001
 
 
 # -- One server -------------------------------------------------------------------

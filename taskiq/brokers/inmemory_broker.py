@@ -20,6 +20,7 @@ from taskiq.events import TaskiqEvents
 from taskiq.exceptions import TaskiqResultTimeoutError, UnknownTaskError
 from taskiq.receiver import Receiver
 from taskiq.receiver.tasks import subject_of
+from taskiq.unique import InMemoryUniqueKeys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
@@ -57,6 +58,7 @@ class InmemoryResultBackend(AsyncResultBackend[_ReturnType]):
         self._droppable_progress: OrderedDict[str, None] = OrderedDict()
         self._waiters = _Waiters[_ReturnType]()
         self.abort_store = InMemoryAborts()
+        self.unique_store = InMemoryUniqueKeys()
 
     def watch_handle(self, handle: ResultHandle) -> None:
         """Keep what is stored for this handle while it lives."""
@@ -286,6 +288,7 @@ class InMemoryBroker(AsyncBroker):
         super().__init__()
         self.result_backend = results = InmemoryResultBackend[Any](max_stored_results)
         self.abort_store = results.abort_store
+        self.unique_store = results.unique_store
         self.dead_letter_store = InMemoryDeadLetters()
         self.executor = ThreadPoolExecutor(sync_tasks_pool_size)
         self.receiver = Receiver(
@@ -303,12 +306,14 @@ class InMemoryBroker(AsyncBroker):
 
         :raises UnknownTaskError: when there is no task of that name.
         """
-        if self.find_task(message.task_name) is None:
+        task = self.find_task(message.task_name)
+        if task is None:
             raise UnknownTaskError(task_name=message.task_name)
         if self.await_inplace:
             await self.receiver.runtime.take_in_place(message.message)
         else:
-            self.receiver.runtime.enter(message.message)
+            is_plain = task.batch is None
+            self.receiver.runtime.enter(message.message, is_plain=is_plain)
 
     async def kick_many(
         self,

@@ -6,14 +6,19 @@ import difflib
 import inspect
 import pkgutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from taskiq import registration
 from taskiq.abc.broker import AsyncBroker
 from taskiq.cli.utils import import_object
+from taskiq.exceptions import TaskiqError
+from taskiq.outage import brief
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
     from types import FunctionType, ModuleType
 
 _T = TypeVar("_T")
@@ -33,6 +38,41 @@ class StartError(ValueError):
     def __init__(self, text: str, status: int = WRONG_USE) -> None:
         super().__init__(text)
         self.status = status
+
+
+class RegistrationError(StartError):
+    """The application has a task that cannot be one, as for a typo in its decorator."""
+
+
+@contextmanager
+def registration_told() -> Generator[None, None, None]:
+    """Say in one line which task cannot be registered, and where, if one cannot.
+
+    Trying again would not help: the application has to be mended.
+
+    :raises RegistrationError: in the place of what the registration raised.
+    """
+    try:
+        yield
+    except Exception as exc:
+        place = _place_of_registration(exc)
+        if place is None:
+            raise
+        is_clear = isinstance(exc, TaskiqError)
+        text = str(exc) if is_clear else f"Cannot register a task: {brief(exc)}"
+        raise RegistrationError(f"{place}: {text}") from exc
+
+
+def _place_of_registration(error: Exception) -> str | None:
+    """Name file and line of the decorator that raised, `None` if none did."""
+    place = None
+    for frame, line in walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", "")
+        if module == registration.__name__:
+            return place
+        if not module.startswith("taskiq."):
+            place = f"{frame.f_code.co_filename}, line {line}"
+    return None
 
 
 def find_object(

@@ -112,7 +112,7 @@ class BatchRun:
     ) -> None:
         settlement = self._runtime.settlement
         results = settlement.give_results(members, outcomes, seconds)
-        log_batch(self._info, results, seconds)
+        log_batch(self._info, outcomes, seconds)
         if hooks_of(self._runtime.broker).on_batch_end:
             await self._run_hooks("on_batch_end", results)
         wanted = [

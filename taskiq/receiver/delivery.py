@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from taskiq.policies import Reason
-from taskiq.receiver.diagnosis import describe
+from taskiq.receiver.diagnosis import describe, named
 from taskiq.receiver.placing import read_priority
 from taskiq.receiver.states import ENDED, IN_BATCH, JOINING, Holder, MessageState, Unit
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from taskiq.batch import BatchConfig
     from taskiq.hooks import HookLists
     from taskiq.message import TaskiqMessage
+    from taskiq.outcome import Outcome
     from taskiq.policies import Ending
     from taskiq.receiver.batcher import Batch, Group
     from taskiq.receiver.placing import Rest, Same
@@ -50,6 +51,8 @@ class Delivery(Holder):
     :ivar ack_type: the moment it is acknowledged at.
     :ivar context: the context variables its hooks left; `None` for none of its own.
     :ivar result: its result, from its outcome on.
+    :ivar outcome: what its result is made of when it is saved, with the `seconds` of
+        its call; `None` where it is made already.
     :ivar is_error_told: whether the `on_error` hooks have been called with it.
     :ivar reason: why it failed, if it does.
     :ivar ending: how it ends, if it failed and is not simply acknowledged.
@@ -87,6 +90,8 @@ class Delivery(Holder):
         "is_held_twice",
         "item",
         "message",
+        "name",
+        "outcome",
         "priority",
         "raw",
         "reason",
@@ -94,19 +99,25 @@ class Delivery(Holder):
         "rest",
         "result",
         "same",
+        "seconds",
         "settled",
         "task",
+        "task_id",
         "timeout",
         "twins",
         "weight",
     )
     message: TaskiqMessage
+    # Of what it was, when it is over.
+    name: str
+    task_id: str
     controller: AckController
     hooks: HookLists
     task: PreparedTask | None
     function: Callable[..., Any]
     ack_type: AcknowledgeType
     result: TaskiqResult[Any]
+    seconds: float
     item: Any
     rest: Rest
     timeout: float | None
@@ -129,6 +140,7 @@ class Delivery(Holder):
         self.context: contextvars.Context | None = None
         self.fingerprint: int | None = None
         self.twins: Sequence[Delivery] = ()
+        self.outcome: Outcome | None = None
         self.settled: asyncio.Future[None] | None = None
 
     @property
@@ -147,23 +159,21 @@ class Delivery(Holder):
         """
         task = self.task
         assert task is not None  # noqa: S101
-        assert task.plan is not None  # noqa: S101
         plan = task.plan
-        self.item, self.rest, self.timeout = plan.place(self.message, validate=validate)
-        key: Hashable = self.rest.key
-        self.weight = 0
-        labels = self.message.labels
+        assert plan is not None  # noqa: S101
+        message = self.message
+        item, rest, timeout = plan.place(message, validate=validate)
+        self.item, self.rest, self.timeout, self.weight = item, rest, timeout, 0
+        label = message.labels.get("priority")
         self.priority = (
-            read_priority(labels["priority"], plan.priority)
-            if "priority" in labels
-            else plan.priority
+            plan.priority if label is None else read_priority(label, plan.priority)
         )
+        key: Hashable = rest.key
         if plan.is_measured:
-            measured = plan.measure(self.item, self.rest)
-            own_key, self.weight, self.same = measured
-            key = (key, self.timeout, own_key)
-        elif self.timeout is not None:
-            key = (key, self.timeout)
+            own_key, self.weight, self.same = plan.measure(item, rest)
+            key = (key, timeout, own_key)
+        elif timeout is not None:
+            key = (key, timeout)
         self.group = find_group(task, plan.config, key)
 
     def joined(self, batch: Batch[Delivery]) -> None:
@@ -225,12 +235,27 @@ class Delivery(Holder):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self.state is _SETTLING:  # mostly
             self.move(_DONE)
+            if self.refusal is None:
+                self._let_go()
         elif self.state not in IN_BATCH:
             self.end(MessageState.DONE if kind is None else MessageState.LEFT)
+
+    def _let_go(self) -> None:
+        """Keep nothing of what it was but its name.
+
+        Tasks that its function has begun work for it, and may never end; and records of
+        the log name it when they are written.
+        """
+        message, nothing = self.message, cast("Any", None)
+        self.name, self.task_id = message.task_name, message.task_id
+        self.raw = self.message = self.result = nothing
 
     def __str__(self) -> str:
         if self.is_refused:
             return "a message that nobody can run"
         message = getattr(self, "message", None)
+        if message is not None:
+            return describe(message)
         # Somebody's own callback decodes it for itself.
-        return "a message" if message is None else describe(message)
+        is_named = hasattr(self, "name")
+        return named(self.name, self.task_id) if is_named else "a message"

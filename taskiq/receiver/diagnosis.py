@@ -9,6 +9,7 @@ from weakref import WeakSet
 from taskiq.advice import advise, batch_configs, settings_of
 from taskiq.batch import BatchConfig, BatchInfo, FlushReason
 from taskiq.outage import messages
+from taskiq.outcome import Failed
 
 if TYPE_CHECKING:
     import asyncio
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.message import TaskiqMessage
+    from taskiq.outcome import Outcome
     from taskiq.receiver.delivery import Delivery
-    from taskiq.result import TaskiqResult
 
 logger = logging.getLogger("taskiq.receiver.receiver")
 
@@ -31,7 +32,12 @@ _PROMPT: Final = 0.1
 
 def describe(message: TaskiqMessage) -> str:
     """Name a message in the log and in errors."""
-    return f"task {message.task_name} with ID {message.task_id}"
+    return named(message.task_name, message.task_id)
+
+
+def named(task_name: str, task_id: str) -> str:
+    """Name a message of which nothing else is left."""
+    return f"task {task_name} with ID {task_id}"
 
 
 def describe_batch(info: BatchInfo) -> str:
@@ -60,26 +66,26 @@ def log_start(delivery: Delivery) -> None:
 
 def log_batch(
     info: BatchInfo,
-    results: Sequence[TaskiqResult[Any]],
+    outcomes: Sequence[Outcome],
     seconds: float,
 ) -> None:
     """Say what became of a batch."""
     if not logger.isEnabledFor(logging.INFO):
         return
-    failed = sum(result.is_err for result in results)
+    failed = sum(isinstance(outcome, Failed) for outcome in outcomes)
     logger.info(
         "Batch %s of task %s: %s (%d failed), flushed by %s, "
         "waited %.3f s, took %.3f s.",
         info.batch_id,
         info.task_name,
-        messages(len(results)),
+        messages(len(outcomes)),
         failed,
         info.flush_reason.value,
         info.waited,
         seconds,
         extra={
             **fields_of_batch(info),
-            "messages": len(results),
+            "messages": len(outcomes),
             "failed": failed,
             "flush_reason": info.flush_reason.value,
             "waited": round(info.waited, 3),
@@ -280,6 +286,8 @@ class RedeliveryWatch:
 
     def let_go(self, members: Iterable[Delivery]) -> None:
         """Note that messages are not held any more; more than once is no harm."""
+        if not self._held:
+            return
         for member in members:
             fingerprint = member.fingerprint
             if fingerprint is not None and self._held.get(fingerprint) is member:

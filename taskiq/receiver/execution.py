@@ -192,14 +192,15 @@ class Execution:
 
         For most of them it is the function itself.
         """
+        task, context, broker = call.task, call.context, self._broker
         if call.casts is not None:
-            call.casts.apply(call.context.message)
-        shared = self._broker.custom_dependency_context
-        shared[Context] = call.context
-        shared[TaskiqState] = self._broker.state
-        if call.task.dependencies is not None:
+            call.casts.apply(context.message)
+        shared = broker.custom_dependency_context
+        shared[Context] = context
+        shared[TaskiqState] = broker.state
+        if task.dependencies is not None:
             call.dependencies = self._open_dependencies(call)
-        elif call.timeout is None and call.is_async:
+        elif call.timeout is None and task.is_async and call.target is task.function:
             coroutine: Coroutine[Any, Any, Any] = call.target(*call.args, **call.kwargs)
             return coroutine
         return self._resolve_and_call(call)

@@ -127,11 +127,11 @@ class BatchPlan:
         :raises TypeError: when its arguments do not fit the function.
         :raises ValueError: when one cannot be cast, or its timeout is no number.
         """
-        rest = self._item_alone
-        if rest is not None and len(message.args) == 1 and not message.kwargs:
-            item = message.args[0]
+        rest, args, kwargs = self._item_alone, message.args, message.kwargs
+        if rest is not None and len(args) == 1 and not kwargs:
+            item = args[0]
         else:
-            item, rest = self._bind(message.args, message.kwargs, validate=validate)
+            item, rest = self._bind(args, kwargs, validate=validate)
         cast = self._item_cast
         if validate and cast is not None and item.__class__ is not cast.exact_type:
             item = cast(item)

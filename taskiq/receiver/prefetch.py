@@ -109,7 +109,10 @@ class Prefetch:
         messages = await _open(self._broker)
         # In one loop: a coroutine for each message would cost as much as reading it.
         try:
-            while not finish_event.is_set() and not self._has_read_most():
+            while not finish_event.is_set():
+                if self._most is not None and self.fetched >= self._most:
+                    logger.info("Max number of tasks executed: %d.", self.fetched)
+                    break
                 self._is_waiting = True
                 try:
                     if not self._has_unit:
@@ -135,12 +138,6 @@ class Prefetch:
                     await asyncio.sleep(0)
         finally:
             await self._close(messages)
-
-    def _has_read_most(self) -> bool:
-        if self._most is None or self.fetched < self._most:
-            return False
-        logger.info("Max number of tasks executed: %d.", self.fetched)
-        return True
 
     def _deliver(self, message: bytes | AckableMessage) -> None:
         """Hand over what was read, with the unit that it was read with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 from typing import TYPE_CHECKING, Final
@@ -165,6 +166,9 @@ class ListenLoop:
                 if self._not_listening_since is None:
                     self._not_listening_since = asyncio.get_running_loop().time()
                 self._outage.not_listening(exc, delay, is_up=self._is_up)
+            # A client that could not connect may be a cycle of objects whose finalizers
+            # close it, in the loop. Another thread that came upon them could not.
+            gc.collect()
             if await _is_set_within(finish, delay):
                 return None
             attempt = self._listen_again
@@ -192,7 +196,7 @@ class ListenLoop:
         return is_connected
 
     async def _listen(self, finish: asyncio.Event) -> None:
-        """Listen once.
+        """Listen once; a stop does not wait for a broker that is still starting.
 
         :raises StoppedListeningError: when it has ended, and is to listen again.
         """
@@ -203,14 +207,26 @@ class ListenLoop:
         listening = asyncio.ensure_future(receiver.listen(stop))
         watching = asyncio.ensure_future(self._watch(receiver, stop))
         stopping = asyncio.ensure_future(finish.wait())
-        stopping.add_done_callback(lambda _: stop.set())
+        is_start_cut = False
+
+        def end(_: object) -> None:
+            nonlocal is_start_cut
+            stop.set()
+            # In there some clients try for minutes to reach a server.
+            if not (self._is_up or _has_started_broker(receiver)):
+                is_start_cut = listening.cancel()
+
+        stopping.add_done_callback(end)
         try:
             await _until_done(listening)
         finally:
+            stopping.remove_done_callback(end)
             stopping.cancel()
             watching.cancel()
             self._is_up |= _has_started_broker(receiver)
             self._is_healthy |= getattr(receiver, "has_received", False)
+        if is_start_cut:
+            return
         if watching.done() and not finish.is_set():
             raise StoppedListeningError(watching.result())
         listening.result()

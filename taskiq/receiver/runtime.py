@@ -153,21 +153,21 @@ class Runtime:
                     if is_waited_for:
                         await self._settled(delivery)
                     return
-            if failed is None:
-                if self.receiver.stop.is_asked and not self.may_begin(delivery):
-                    delivery.leave()
-                    return
+            if failed is not None:
+                self._refuse(delivery, failed)
+            elif self.receiver.stop.is_asked and not self.may_begin(delivery):
+                delivery.leave()
+                return
+            else:
                 delivery.move(_RUNNING)
-                delivery.result = await self.receiver.run_task(
+                delivery.result = result = await self.receiver.run_task(
                     target=delivery.function,
                     message=delivery.message,
                     ack_controller=delivery.controller,
                 )
                 delivery.is_error_told = True
-                if isinstance(delivery.result.error, TaskAbortedError):
+                if result.is_err and isinstance(result.error, TaskAbortedError):
                     abort(delivery)
-            else:
-                self._refuse(delivery, failed)
             delivery.move(_SETTLING)
             await self.settlement.settle(delivery, raise_err=raise_err)
 
@@ -267,12 +267,24 @@ class Runtime:
         context.run(_lent.set, delivery)
         context.run(self.tasks.begin, work, delivery)
 
-    def enter(self, message: bytes | AckableMessage) -> None:
-        """Take a message that its broker sends in this process."""
+    def enter(
+        self,
+        message: bytes | AckableMessage,
+        *,
+        is_plain: bool = False,
+    ) -> None:
+        """Take a message that its broker sends in this process.
+
+        :param is_plain: whether it is known not to be of a batch task: it is read when
+            its turn comes then. Thousands that wait would hold what they were read to.
+        """
         delivery = Delivery(self.broker, message)
         if self.receiver.has_own_callback:
             work = self.receiver.callback(message=message)
             self._begin_own_callback(delivery, work)
+            return
+        if is_plain:
+            self.tasks.begin(self._read_in_process(delivery), delivery)
             return
         self.admission.read(delivery)
         if delivery.is_batched and not self.admission.waits(delivery):
@@ -300,6 +312,11 @@ class Runtime:
     async def _take_in_process(self, delivery: Delivery) -> None:
         # Here and not before it starts, which would copy the context of each message.
         work_for(delivery)
+        await self.take(delivery)
+
+    async def _read_in_process(self, delivery: Delivery) -> None:
+        work_for(delivery)
+        self.admission.read(delivery)
         await self.take(delivery)
 
     async def take_in_place(self, message: bytes) -> None:

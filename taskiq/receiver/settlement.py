@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.acks import AckableMessage
+    from taskiq.hooks import HookLists
     from taskiq.message import TaskiqMessage
     from taskiq.receiver.delivery import Delivery
     from taskiq.receiver.receiver import Receiver
@@ -82,16 +83,15 @@ def result_of(
         value, error = None, outcome.error
     else:
         value, error = outcome.value, None
-    return _result_of_fields(
-        {
-            "is_err": error is not None,
-            "log": None,
-            "return_value": value,
-            "execution_time": seconds,
-            "labels": message.labels.copy(),
-            "error": error,
-        },
-    )
+    fields = {
+        "is_err": error is not None,
+        "log": None,
+        "return_value": value,
+        "execution_time": seconds,
+        "labels": message.labels.copy(),
+        "error": error,
+    }
+    return _result_of_fields(fields)
 
 
 _result_of_fields: Final[Callable[[dict[str, Any]], TaskiqResult[Any]]] = maker_of(
@@ -134,16 +134,25 @@ class Settlement:
     ) -> list[TaskiqResult[Any]]:
         """Make the results of messages, which hooks may change one by one.
 
+        Where nobody looks at them before they are saved, each is made when that is its
+        turn: those of a large batch would be alive together, for the garbage collector
+        to walk.
+
         :param seconds: how long their call took.
+        :returns: the results; none where they are made later.
         """
         hooks = hooks_of(self._broker)
         stored = as_stored(seconds)
         if len(outcomes) > 1 and hooks.take_results:
             outcomes = _unshared(outcomes)
+        is_made = hooks.take_results or self._is_bulk or _has_failure(outcomes)
         results: list[TaskiqResult[Any]] = []
         for delivery, outcome in zip(deliveries, outcomes, strict=True):
-            delivery.result = result_of(outcome, stored, delivery.message)
-            results.append(delivery.result)
+            if is_made:
+                delivery.result = result_of(outcome, stored, delivery.message)
+                results.append(delivery.result)
+            else:
+                delivery.outcome, delivery.seconds = outcome, stored
         return results
 
     async def settle(self, delivery: Delivery, *, raise_err: bool = False) -> None:
@@ -184,22 +193,11 @@ class Settlement:
     async def settle_all(self, deliveries: Sequence[Delivery]) -> None:
         """Take the messages of a batch from their outcomes to their ends."""
         hooks = hooks_of(self._broker)
-        is_acked = any(delivery.controller.is_ackable for delivery in deliveries)
         if hooks.take_results:
             for delivery in deliveries:
                 if delivery.context is None:
                     delivery.context = contextvars.copy_context()
-        is_told = bool(is_acked or hooks.on_error or hooks.post_execute)
-        # What failed may end otherwise, also where nothing can be acknowledged.
-        has_failed = not is_acked and any(
-            delivery.result.error is not None for delivery in deliveries
-        )
-        needed = (
-            is_told or has_failed,
-            True,
-            bool(hooks.post_save),
-            is_acked or has_failed,
-        )
+        needed = _needed_steps(deliveries, hooks)
         at_work: list[set[asyncio.Task[None]]] = []
         for number, step in enumerate(self._steps):
             if not needed[number] or not deliveries:
@@ -253,6 +251,10 @@ class Settlement:
 
     async def _tell(self, delivery: Delivery) -> bool:
         """Acknowledge what is executed, and call the hooks after that."""
+        if delivery.outcome is not None:  # no hook is interested, and it succeeded
+            if delivery.is_acked_at(_WHEN_EXECUTED):
+                await self._acknowledge(delivery)
+            return True
         hooks, message, result = delivery.hooks, delivery.message, delivery.result
         is_kept = result.error is not None and self.endings.may_keep(delivery)
         if delivery.is_acked_at(_WHEN_EXECUTED) and not is_kept:
@@ -286,9 +288,10 @@ class Settlement:
         :returns: whether that is done, or what gives that: what is not saved is not
             acknowledged.
         """
-        error = delivery.result.error
-        if error is not None and isinstance(error, NoResultError):
-            return True
+        if delivery.outcome is None:
+            error = delivery.result.error
+            if error is not None and isinstance(error, NoResultError):
+                return True
         stored = self._begin_to_store(delivery)
         if stored.__class__ is Steps or stored.__class__ is Failed:
             return self._finish_saving(delivery, stored)
@@ -313,11 +316,9 @@ class Settlement:
 
         :returns: what it came to, as `first_step` gives it.
         """
-        task_id, result, context = (
-            delivery.message.task_id,
-            delivery.result,
-            delivery.context,
-        )
+        context, task_id = delivery.context, delivery.message.task_id
+        # Not kept: nobody else asks for it.
+        result = _late_result(delivery) if delivery.outcome else delivery.result
         store = self._broker.result_backend.set_result
         if context is None:
             return first_step(store, task_id, result)
@@ -364,11 +365,12 @@ class Settlement:
         if not isinstance(error, Exception):
             return False
         backend = self._broker.result_backend
-        instead = attempt(storable_instead, delivery.result, error, backend)
+        result = _late_result(delivery) if delivery.outcome else delivery.result
+        instead = attempt(storable_instead, result, error, backend)
         if instead is None or isinstance(instead, Failed):
             return False
         logger.error("The result of %s cannot be stored: %s", delivery, instead.error)
-        delivery.result = instead
+        delivery.result, delivery.outcome = instead, None
         return True
 
     @property
@@ -551,6 +553,40 @@ class Settlement:
             self._outage.not_settled(what, delivery, error)
         else:
             logger.error("%s %s.", what, delivery, exc_info=error)
+
+
+def _late_result(delivery: Delivery) -> TaskiqResult[Any]:
+    """Make the result of a message that nobody has looked at before."""
+    assert delivery.outcome is not None  # noqa: S101 - else it was made already
+    return result_of(delivery.outcome, delivery.seconds, delivery.message)
+
+
+def _has_failure(outcomes: Sequence[Outcome]) -> bool:
+    """Whether one of them is a failure."""
+    # One value that a batch was given is the outcome of each of its messages.
+    last: Outcome | None = None
+    for outcome in outcomes:
+        if outcome is not last and isinstance(outcome, Failed):
+            return True
+        last = outcome
+    return False
+
+
+def _needed_steps(deliveries: Sequence[Delivery], hooks: HookLists) -> tuple[bool, ...]:
+    """Say which of the steps of settling there is something to do in."""
+    is_told = bool(hooks.on_error or hooks.post_execute)
+    is_acked = False
+    for delivery in deliveries:
+        if delivery.outcome is None and delivery.result.error is not None:
+            # It may end otherwise, also where nothing can be acknowledged.
+            is_told = is_acked = True
+            break
+        if delivery.controller.is_ackable:
+            is_acked = True
+            if delivery.ack_type is _WHEN_EXECUTED:
+                is_told = True
+                break
+    return is_told, True, bool(hooks.post_save), is_acked
 
 
 async def report_error(

@@ -74,6 +74,8 @@ class Tasks:
         self._begun: dict[asyncio.Task[Any], Subject | None] = {}
         # Those that were cancelled here, and not by what they run.
         self._stopped: set[asyncio.Task[Any]] = set()
+        # Bound once, and not for each of them.
+        self._on_end = self._ended
 
     def begin(
         self,
@@ -92,7 +94,7 @@ class Tasks:
         else:
             task = context.copy().run(self._begin_for, work, subject)
         self._begun[task] = subject
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_end)
         return task
 
     def _begin_for(

@@ -71,4 +71,6 @@ class TaskiqScheduler:
             self.broker,
             labels,
         )
+        known = self.broker.find_task(task.task_name)
+        kicker.unique = None if known is None else known.unique
         await kicker.with_task_id(task.task_id).kiq(*task.args, **task.kwargs)

@@ -132,31 +132,48 @@ class Item:
     """Something that can be seen to live."""
 
 
+@pytest.mark.parametrize("is_batched", [False, True])
 @pytest.mark.parametrize("has_begun_a_task", [False, True])
 @virtual
-async def test_nothing_keeps_the_items_of_a_batch_that_has_ended(
+async def test_nothing_keeps_the_items_of_a_call_that_has_ended(
     has_begun_a_task: bool,
+    is_batched: bool,
 ) -> None:
     broker = InMemoryBroker(max_stored_results=0)
     broker.with_serializer(PickleSerializer())
     items_seen: list[weakref.ref[Item]] = []
     begun: list[asyncio.Task[None]] = []
 
-    @broker.task(batch=True, batch_size=3)
-    async def work(items: list[Any]) -> None:
-        items_seen.extend(weakref.ref(item) for item in items)
+    def see(*items: Any) -> None:
+        items_seen.extend(weakref.ref(item) for item in items if item is not None)
         if has_begun_a_task:
             begun.append(asyncio.create_task(asyncio.sleep(1000)))
 
+    if is_batched:
+
+        @broker.task(task_name="work", batch=True, batch_size=3)
+        async def work(items: list[Any]) -> None:
+            see(*items)
+    else:
+
+        @broker.task(task_name="work")
+        async def work_alone(item: Any) -> None:
+            see(item)
+
+    task = broker.find_task("work")
+    assert task is not None
     for _ in range(3):
-        await work.kiq(Item())
+        await task.kiq(Item())
+    await broker.wait_all()
+    # The context of the last call is there until the next one.
+    await task.kiq(None)
     await broker.wait_all()
     await asyncio.sleep(1)
     gc.collect()
 
     assert [item() for item in items_seen] == [None, None, None]
-    for task in begun:
-        task.cancel()
+    for each in begun:
+        each.cancel()
     await asyncio.gather(*begun, return_exceptions=True)
 
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from tests.benchmarks import (
     bulk,
     core,
+    embeddings,
     growth,
     in_process,
     lateness,
     memory,
+    pacing,
     peers,
     postgres,
     servers,
@@ -39,8 +41,10 @@ TABLES: dict[str, Callable[[Options], Page]] = {
     "postgres": postgres.measure,
     "peers": peers.measure,
     "bulk": bulk.measure,
+    "embeddings": embeddings.measure,
     "waiting": waiting.measure,
     "growth": growth.measure,
+    "pacing": pacing.measure,
 }
 
 

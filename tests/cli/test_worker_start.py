@@ -12,25 +12,39 @@ from typing import TypeAlias
 
 import pytest
 
-from taskiq.cli.finding import StartError, find_broker, find_object
+from taskiq.cli.finding import (
+    RegistrationError,
+    StartError,
+    find_broker,
+    find_object,
+    registration_told,
+)
 from tests.support.commands import RunningCommand
 
 Run: TypeAlias = Callable[..., RunningCommand]
 
 APP = """
-from taskiq import InMemoryBroker
+import asyncio
+from taskiq import InMemoryBroker, async_shared_broker as shared
 
-class AwayBroker(InMemoryBroker):
+memory = InMemoryBroker()
+
+class QuietBroker(InMemoryBroker):
+    async def listen(self):
+        await asyncio.Event().wait()
+        yield b""
+
+class AwayBroker(QuietBroker):
     async def startup(self):
         await super().startup()
         raise ConnectionError("connection\\nrefused")
 
-class CrashingBroker(InMemoryBroker):
+class CrashingBroker(QuietBroker):
     async def startup(self):
         import os
         os._exit(3)
 
-broker = InMemoryBroker()
+broker = QuietBroker()
 crashing = CrashingBroker()
 away = AwayBroker()
 nothing = 5
@@ -39,6 +53,20 @@ def make(url): return broker
 def make_none(): return None
 async def make_later(): return broker
 """
+
+MISTYPED = """
+from taskiq import InMemoryBroker
+
+broker = InMemoryBroker()
+
+@broker.task("shop:store", batch=True, batchsize=5)
+async def store(items: list[int]) -> list[int]:
+    return items
+"""
+TOLD = (
+    "{app}/{module}.py, line 6: Cannot register task shop:store: batchsize= would be a "
+    "label that nothing reads; did you mean batch_size=?"
+)
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32",
@@ -55,6 +83,7 @@ def app(tmp_path: Path) -> Iterator[Path]:
     for module in (package / "tasks.py", tmp_path / "app_of_start.py"):
         module.write_text(APP)
     (tmp_path / "broken_of_start.py").write_text("import a_missing_library")
+    (tmp_path / "mistyped_of_start.py").write_text(MISTYPED)
     (tmp_path / "dying_of_start.py").write_text("import os; os._exit(7)")
     yield tmp_path
     for name in [name for name in sys.modules if "of_start" in name]:
@@ -106,7 +135,8 @@ WRONG = [
     (
         "app_of_start:xyz",
         "the module 'app_of_start' ({app}/app_of_start.py) has no 'xyz'. "
-        "It has these of type AsyncBroker: 'broker', 'crashing', 'away'.",
+        "It has these of type AsyncBroker: 'shared', 'memory', 'broker', 'crashing', "
+        "'away'.",
     ),
 ]
 
@@ -171,13 +201,100 @@ def test_a_wrong_name_is_one_line_and_status_2(run: Run, app: Path) -> None:
     assert len(re.findall("Started process", worker.output)) == 3
 
 
+@pytest.mark.parametrize("name", ["memory", "shared"])
+def test_a_broker_that_nobody_can_listen_to_is_told_in_one_line(
+    name: str, run: Run
+) -> None:
+    worker = run(f"app_of_start:{name}", "--workers=1")
+    assert worker.wait() == 2
+    [error] = errors(worker)
+    assert error.startswith(f"A worker cannot listen to 'app_of_start:{name}', as it ")
+
+
 def test_every_line_is_an_object_if_json_is_wanted(run: Run) -> None:
     worker = run("app_of_start:brokre", "--log-format=json")
     assert worker.wait() == 2
     lines = [json.loads(line) for line in worker.lines]
-    [error] = [line for line in lines if line["level"] == "ERROR"]
+    errors_told = [line for line in lines if line["level"] == "ERROR"]
+    assert len(errors_told) == 1, worker.output
+    [error] = errors_told
     assert error["logger"] == "taskiq.process-manager"
     assert error["message"].startswith("Cannot find the broker 'app_of_start:brokre'")
+
+
+# -- A task that cannot be registered ----------------------------------------------
+
+
+def told(app: Path, module: str = "mistyped_of_start") -> str:
+    return TOLD.format(app=app, module=module)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [("mistyped_of_start:broker",), ("app_of_start:broker", "mistyped_of_start")],
+    ids=["module of the broker", "module of tasks"],
+)
+def test_a_typo_in_a_decorator_is_one_line_with_its_place_and_status_2(
+    named: tuple[str, ...],
+    run: Run,
+    app: Path,
+) -> None:
+    worker = run(*named, "--workers=2")
+    assert worker.wait() == 2
+    assert errors(worker) == [told(app)]
+    assert len(re.findall("Started process", worker.output)) == 2
+
+
+@pytest.mark.parametrize("command", [("scheduler",), ("inspect", "tasks")])
+def test_other_commands_tell_it_as_well(command: tuple[str, ...], app: Path) -> None:
+    other = RunningCommand(
+        ["-m", "taskiq", *command, "mistyped_of_start:broker"], app, {}
+    )
+    try:
+        assert other.wait() == 2
+    finally:
+        other.clean_up()
+    [line] = other.lines
+    assert line.endswith(told(app))
+
+
+def test_a_hint_that_cannot_be_resolved_is_told_in_the_same_way(app: Path) -> None:
+    file = app / "unknown_type_of_start.py"
+    file.write_text(MISTYPED.replace("batchsize=5", "").replace("int", "'Order'"))
+    with pytest.raises(RegistrationError) as caught, registration_told():
+        exec(compile(file.read_text(), str(file), "exec"), {"__name__": "app"})  # noqa: S102 - our own text
+    assert str(caught.value) == (
+        f"{file}, line 6: Cannot register a task: "
+        "NameError: name 'Order' is not defined"
+    )
+
+
+def test_an_error_beside_the_decorators_stays_what_it_is() -> None:
+    with pytest.raises(ZeroDivisionError), registration_told():
+        _ = 1 / 0
+
+
+def test_a_reloading_worker_waits_for_the_typo_to_be_mended(
+    run: Run, app: Path
+) -> None:
+    worker = run("mistyped_of_start:broker", "--reload")
+    worker.wait_for_line(re.escape(told(app)), 3)
+    assert worker.stop() == 0
+    assert "Traceback" not in worker.output
+
+
+def test_a_typo_that_a_running_worker_reads_on_a_reload_is_told_at_each_try(
+    run: Run,
+    app: Path,
+) -> None:
+    worker = run("app_of_start:broker", "mistyped_later_of_start", "--workers=1")
+    worker.wait_for_line("Started process")
+    worker.wait_for_line("Cannot import mistyped_later_of_start")
+    (app / "mistyped_later_of_start.py").write_text(MISTYPED)
+    worker.wait_for_line("Listening started")
+    worker.signal(signal.SIGHUP)
+    worker.wait_for_line(re.escape(told(app, "mistyped_later_of_start")), 2)
+    assert worker.stop() == 0
 
 
 # -- An application that cannot be imported ----------------------------------------

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -318,6 +319,48 @@ async def test_a_hook_that_failed_is_tried_again_and_those_before_it_are_not() -
     assert hooks.calls == ["WORKER_STARTUP", "try", "try", "try", "start"]
 
 
+class HalfOpen:
+    """A client that did not connect: a cycle of objects, closed by its finalizer."""
+
+    def __init__(self, closed: list[str]) -> None:
+        self._itself = self
+        self._closed = closed
+
+    def __del__(self) -> None:
+        asyncio.get_running_loop()  # raises elsewhere
+        self._closed.append("closed")
+
+
+class HalfOpenBroker(ServerBroker):
+    async def startup(self) -> None:
+        client = HalfOpen(self.calls)
+        self.calls.append("open")
+        await super().startup()
+        del client
+
+    calls: list[str]
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_garbage_collection")
+@virtual
+async def test_what_a_client_opened_that_cannot_connect_is_closed_in_the_loop() -> None:
+    server = Server()
+    broker = HalfOpenBroker(server)
+    broker.calls = []
+    server.is_here = False
+    async with Running(loop_for(broker)):
+        await asyncio.sleep(1)
+        assert broker.calls[:4] == ["open", "closed"] * 2
+
+
 @virtual
 async def test_an_error_that_is_given_up_for_at_the_start_is_raised() -> None:
     broker = ServerBroker(Server())
@@ -357,6 +400,47 @@ async def test_a_stop_does_not_wait_for_a_reconnection() -> None:
         running.finish.set()
         await running.task
         assert now() == stopped
+
+
+class StubbornBroker(ServerBroker):
+    """Tries for a long time to connect, as some clients do."""
+
+    translates = False
+
+    async def startup(self) -> None:
+        await super().startup()
+        try:
+            await asyncio.sleep(120)
+        except asyncio.CancelledError:
+            if self.translates:
+                raise ConnectionError("interrupted") from None
+            raise
+
+
+@pytest.mark.parametrize("translates", [False, True])
+@virtual
+async def test_a_stop_does_not_wait_for_a_first_start(translates: bool) -> None:
+    hooks = Hooks()
+    broker = StubbornBroker(Server())
+    broker.translates = translates
+    hooks.watch(broker)
+    async with Running(loop_for(broker)) as running:
+        await asyncio.sleep(1)
+        running.finish.set()
+        await running.task
+        assert now() == 1
+    await broker.shutdown()
+    assert hooks.calls == STARTED + STOPPED
+
+
+@virtual
+async def test_a_cancellation_during_a_first_start_is_raised() -> None:
+    broker = StubbornBroker(Server())
+    running = asyncio.ensure_future(loop_for(broker).run(asyncio.Event()))
+    await asyncio.sleep(1)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
 
 
 # -- What cannot be noticed by listening -------------------------------------------

@@ -98,6 +98,28 @@ registered_in_words = broker.register_task(
 )
 
 
+def key_of(x: int) -> int:
+    return x
+
+
+@broker.task(unique=True)
+async def unique(x: int) -> bool:
+    return True
+
+
+@broker.task("unique_by_key", unique=key_of, unique_ttl=60)
+async def unique_by_key(x: int) -> bool:
+    return True
+
+
+registered_as_unique = broker.register_task(
+    function,
+    "registered_as_unique",
+    unique=True,
+    unique_ttl=1.5,
+)
+
+
 async def sending_gives_a_handle_of_what_the_function_returns() -> None:
     assert_type(await bare.kiq(1), AsyncTaskiqTask[float])
     assert_type(await bare.kiq(1, y="a"), AsyncTaskiqTask[float])
@@ -113,6 +135,9 @@ async def sending_gives_a_handle_of_what_the_function_returns() -> None:
     assert_type(await registered.kiq(1), AsyncTaskiqTask[list[str]])
     assert_type(await registered_with_name.kiq([1]), AsyncTaskiqTask[list[str]])
     assert_type(await registered_in_words.kiq([1]), AsyncTaskiqTask[list[str]])
+    assert_type(await unique.kiq(1), AsyncTaskiqTask[bool])
+    assert_type(await unique_by_key.kiq(1), AsyncTaskiqTask[bool])
+    assert_type(await registered_as_unique.kiq(1), AsyncTaskiqTask[list[str]])
 
 
 async def results_have_the_type_the_function_returns() -> None:

@@ -17,7 +17,7 @@ from taskiq.cli.health.files import VARIABLE
 from taskiq.cli.inspect import queues, tasks, workers
 from taskiq.cli.inspect.exporter import export
 from taskiq.cli.inspect.screen import watch, width_of_terminal
-from taskiq.cli.inspect.table import warning
+from taskiq.cli.inspect.table import prose, warning
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -28,6 +28,12 @@ INCOMPLETE: Final = 1
 
 #: Seconds between two screens, unless told otherwise.
 _INTERVAL: Final = 2.0
+
+
+_HOW_TO_SEE_BATCHES: Final = (
+    "How the last batches left, and why: add --health-file with the directory of a "
+    "worker, or its address as http://host:8080."
+)
 
 
 class InspectCMD(TaskiqCMD):
@@ -106,8 +112,10 @@ class _Tasks(_View):
         return {**record, "errors": self._answers.errors}
 
     def lines(self, width: int | None) -> list[str]:
-        flushes = self._answers.flushes() if self._sources else None
+        flushes = self._answers.flushes() if self._answers.fleets else None
         told = tasks.lines(self._application, flushes, width)
+        if not self._sources and self._application.has_batches():
+            told += ["", *prose(_HOW_TO_SEE_BATCHES, width)]
         for text in self._answers.errors:
             told += warning(text, width)
         return told

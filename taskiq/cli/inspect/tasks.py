@@ -14,7 +14,7 @@ from taskiq.advice import advise, batch_configs, settings_of
 from taskiq.batch import BATCH_ARGUMENTS
 from taskiq.callables import function_name
 from taskiq.cli.common_args import DEFAULT_TASKS_PATTERN
-from taskiq.cli.finding import StartError, find_broker
+from taskiq.cli.finding import StartError, find_broker, registration_told
 from taskiq.cli.inspect.flushes import flush_lines, merged
 from taskiq.cli.inspect.table import prose, table, warning
 from taskiq.cli.utils import import_tasks
@@ -42,6 +42,11 @@ class Application:
     broker: AsyncBroker
     warnings: list[str]
 
+    def has_batches(self) -> bool:
+        """Whether any of its tasks runs in batches."""
+        tasks = self.broker.get_all_tasks().values()
+        return any(task.batch is not None for task in tasks)
+
 
 def load(
     spec: str,
@@ -53,10 +58,10 @@ def load(
 ) -> Application:
     """Import a broker and its tasks, and start nothing.
 
-    :raises StartError: there is no such broker.
+    :raises StartError: there is no such broker, or a task cannot be registered.
     :raises Exception: what a module raises while it is imported.
     """
-    with _complaints() as warnings:
+    with _complaints() as warnings, registration_told():
         broker = find_broker(spec, app_dir)
         import_tasks(modules, patterns, discover)
     return Application(spec, broker, [*warnings, *_advice(broker)])

@@ -10,7 +10,7 @@ from functools import partial
 from logging import basicConfig, getLogger
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from taskiq.cli.finding import StartError, find_or_make
+from taskiq.cli.finding import StartError, find_or_make, registration_told
 from taskiq.cli.installation import check_installation
 from taskiq.cli.scheduler.agenda import (
     Agenda,
@@ -458,15 +458,14 @@ async def run_scheduler(args: SchedulerArgs) -> None:
 
     :param args: which scheduler to run, and how.
     :raises ValueError: the timeout for sendings is not positive.
-    :raises SystemExit: what `args` names is not a scheduler.
+    :raises SystemExit: what `args` names is not a scheduler, or has a task that cannot
+        be registered.
     """
     check_send_timeout(args.send_timeout)
     if args.configure_logging:
         basicConfig(level=args.log_level, format=_LOG_FORMAT)
     getLogger("taskiq").setLevel(args.log_level)
-    scheduler = _find_scheduler(args)
-    scheduler.broker.is_scheduler_process = True
-    import_tasks(args.modules, args.tasks_pattern, args.fs_discover)
+    scheduler = _import_application(args)
     with SigtermGuard() as sigterm:
         try:
             await _serve(scheduler, args, sigterm)
@@ -475,13 +474,19 @@ async def run_scheduler(args: SchedulerArgs) -> None:
                 raise
 
 
-def _find_scheduler(args: SchedulerArgs) -> TaskiqScheduler:
+def _import_application(args: SchedulerArgs) -> TaskiqScheduler:
     try:
         check_installation()
-        return find_or_make(args.scheduler, args.app_dir, TaskiqScheduler, "scheduler")
+        with registration_told():
+            scheduler = find_or_make(
+                args.scheduler, args.app_dir, TaskiqScheduler, "scheduler"
+            )
+            scheduler.broker.is_scheduler_process = True
+            import_tasks(args.modules, args.tasks_pattern, args.fs_discover)
     except StartError as exc:
         logger.error("%s", exc)  # noqa: TRY400 - the line says it all
         sys.exit(exc.status)
+    return scheduler
 
 
 async def _serve(

@@ -7,6 +7,8 @@ import logging
 import time
 from typing import Any, Final
 
+from taskiq.outage import brief, is_unreachable
+
 #: The format that is an object of JSON for each line.
 JSON: Final = "json"
 
@@ -44,11 +46,43 @@ class JSONFormatter(logging.Formatter):
         return json.dumps(fields, default=repr)
 
 
+#: What clients say, by logger, of each attempt to connect that then fails with an error
+#: which taskiq tells.
+_TOLD_ANYWAY: Final = {
+    "aiormq.connection": "error when creating transport",
+    "aio_pika.robust_connection": "Connection to ",
+}
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    """Leave out what is told anyway; filters of its loggers ask."""
+    return not str(record.msg).startswith(_TOLD_ANYWAY[record.name])
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Take the traceback out of a record that a server is away."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and is_unreachable(error):
+        record.msg, record.args = f"{record.getMessage()}: {brief(error)}", ()
+        record.exc_info = None
+    return True
+
+
+def _quiet_clients() -> None:
+    for name in _TOLD_ANYWAY:
+        logging.getLogger(name).addFilter(_is_told)
+    logging.getLogger("nats.aio.client").addFilter(_in_one_line)
+
+
 def configure_logging(level: int, log_format: str) -> None:
     """Log to standard error, unless the root logger has a handler already.
 
+    Above DEBUG clients do not say with each attempt that a server is away.
+
     :param log_format: a format of `logging`, or `json`.
     """
+    if level > logging.DEBUG:
+        _quiet_clients()
     if log_format != JSON:
         logging.basicConfig(level=level, format=log_format)
         return

@@ -342,6 +342,8 @@ class ProcessManager:
         failure: NotStarted | None = None,
     ) -> None:
         if delay is not None:
+            if failure is not None and failure.status is not None:
+                logger.error("%s", failure.error)  # the process leaves that to this one
             logger.info("%s is started again in %.1f s.", name, delay)
         elif failure is not None and failure.status is not None:
             logger.error("%s", failure.error)

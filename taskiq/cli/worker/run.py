@@ -11,7 +11,15 @@ import sys
 from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from taskiq.cli.finding import StartError, find_broker, find_object
+from taskiq.brokers.inmemory_broker import InMemoryBroker
+from taskiq.brokers.shared_broker import AsyncSharedBroker
+from taskiq.cli.finding import (
+    RegistrationError,
+    StartError,
+    find_broker,
+    find_object,
+    registration_told,
+)
 from taskiq.cli.health.files import HealthDirectory
 from taskiq.cli.health.pulse import Pulse, Reading
 from taskiq.cli.installation import check_installation
@@ -137,13 +145,15 @@ def _serve(args: WorkerArgs) -> None:
     loop = _new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        broker = find_broker(args.broker, args.app_dir)
-        broker.is_worker_process = True
-        import_tasks(args.modules, args.tasks_pattern, args.fs_discover)
-        service = _Service(args, broker, get_receiver_type(args))
-    except StartError:
+        service = _Service(args, _import_application(args), get_receiver_type(args))
+    except StartError as exc:
         loop.close()
-        raise
+        if not (args.reload and isinstance(exc, RegistrationError)):
+            raise
+        # Who edits the application is to find the worker waiting.
+        logger.error("%s", exc)  # noqa: TRY400 - the line says it all
+        report(NotStarted(str(exc)))
+        sys.exit(1)
     except Exception as exc:
         logger.exception("This worker cannot start.")
         report(NotStarted(brief(exc)))
@@ -160,6 +170,30 @@ def _serve(args: WorkerArgs) -> None:
         raise service.start_error
     if status:
         sys.exit(status)
+
+
+def _import_application(args: WorkerArgs) -> AsyncBroker:
+    with registration_told():
+        broker = find_broker(args.broker, args.app_dir)
+        broker.is_worker_process = True
+        import_tasks(args.modules, args.tasks_pattern, args.fs_discover)
+    _check_that_it_listens(args.broker, broker)
+    return broker
+
+
+def _check_that_it_listens(spec: object, broker: AsyncBroker) -> None:
+    """Refuse a broker that is not made to be listened to by another process.
+
+    :raises StartError: it is such a one.
+    """
+    refusing = (InMemoryBroker.listen, AsyncSharedBroker.listen)
+    if type(broker).listen in refusing:
+        raise StartError(
+            f"A worker cannot listen to {spec!r}, as it is of type "
+            f"{type(broker).__name__}: there is no server in between, so its tasks run "
+            "where they are sent. Name a broker with a server, as of RabbitMQ, Redis, "
+            "NATS or PostgreSQL.",
+        )
 
 
 def _keep_application_out_of_collections() -> None:
