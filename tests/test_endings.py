@@ -392,12 +392,21 @@ class Mending(TaskiqMiddleware):
         result.error, result.is_err, result.return_value = None, False, "mended"
 
 
-async def test_a_hook_that_mends_a_result_saves_its_message() -> None:
-    broker = InMemoryBroker().with_middlewares(Mending()).with_dead_letters()
-    handle = await broker.task("task")(_fail).kiq()
-    await broker.wait_all()
+@pytest.mark.parametrize("is_batched", [False, True])
+async def test_a_hook_that_mends_a_result_saves_its_message(is_batched: bool) -> None:
+    async def fail_all(items: list[int]) -> None:
+        raise ValueError(items)
+
+    broker = Bare().with_middlewares(Mending()).with_dead_letters()
+    if is_batched:
+        handle = await broker.task("task", batch=True, batch_size=1)(fail_all).kiq(1)
+    else:
+        handle = await broker.task("task")(_fail).kiq()
+    data = broker.sent[0].message
+    await Receiver(broker).callback(broker.delivery(data))
     assert (await handle.get_result()).return_value == "mended"
     assert letters_of(broker) == []
+    assert broker.acked == [data]
 
 
 class Unfound(Bare):
