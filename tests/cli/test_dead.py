@@ -119,3 +119,11 @@ def test_letters_that_nobody_else_sees_are_refused(
     broker.dead_letter_store = store
     assert DeadCMD().exec(["list", "dead_app_in_memory:broker"]) == 2
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("broker")
+def test_one_letter_is_not_called_letters(capsys: pytest.CaptureFixture[str]) -> None:
+    DeadCMD().exec(["drop", "dead_app_in_memory:broker", "--task=t1"])
+    assert "Dropped 1 dead letter of" in capsys.readouterr().out
+    DeadCMD().exec(["drop", "dead_app_in_memory:broker", "--all"])
+    assert "Dropped 2 dead letters of" in capsys.readouterr().out

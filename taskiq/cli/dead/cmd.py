@@ -194,7 +194,8 @@ def _report(what: str, count: int, store: DeadLetterStore, options: Namespace) -
     if options.json:
         _write(json.dumps({"queue": store.queue, what: count}))
     else:
-        _write(f"{what.capitalize()} {count} dead letters of {store.queue}.")
+        letters = "dead letter" if count == 1 else "dead letters"
+        _write(f"{what.capitalize()} {count} {letters} of {store.queue}.")
 
 
 # -- Arguments ------------------------------------------------------------------------
