@@ -62,12 +62,14 @@ class AsyncTaskiqDecoratedTask(ManySender[_FuncParams, _ReturnType]):
         decorator does not say so.
     :ivar send_check: refuses messages that cannot be run, `None` for a plain task.
     :ivar unique: what makes messages the same work, `None` if they never are.
+    :ivar rate: how often it may start in one worker process, `None` for a batch task.
     """
 
     batch: BatchConfig | None = None
     failure_policy: FailurePolicy | None = None
     send_check: SendCheck | None = None
     unique: Unique | None = None
+    rate: str | None = None
 
     def __init__(
         self,

@@ -361,6 +361,21 @@ class TaskiqUniqueConfigError(TaskiqError):
     allowed: str
 
 
+class TaskiqRateError(TaskiqError):
+    """A plain task was registered with a rate that is none.
+
+    `allowed` says what it may be instead.
+    """
+
+    __template__ = (
+        "Cannot register task {task_name}: rate={value!r} is not allowed: {allowed}"
+    )
+
+    task_name: str
+    value: Any
+    allowed: str
+
+
 class TaskiqBatchConfigError(TaskiqError):
     """A batch task was registered with an argument that cannot work.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from taskiq.batch import BATCH_ARGUMENTS
 from taskiq.exceptions import TaskiqLabelError
 from taskiq.policies import POLICY_ARGUMENTS
+from taskiq.rates import RATE_ARGUMENTS
 from taskiq.unique import UNIQUE_ARGUMENTS
 
 if TYPE_CHECKING:
@@ -28,7 +29,13 @@ _LABELS: Final = (
     "schedule",
     "timeout",
 )
-_NAMES: Final = ("batch", *POLICY_ARGUMENTS, *UNIQUE_ARGUMENTS, *_LABELS)
+_NAMES: Final = (
+    "batch",
+    *POLICY_ARGUMENTS,
+    *UNIQUE_ARGUMENTS,
+    *RATE_ARGUMENTS,
+    *_LABELS,
+)
 _OPTIONS: Final = (*BATCH_ARGUMENTS, *_NAMES)
 
 #: So many first letters are right in what is taken for a typo: `match` is no `batch`.

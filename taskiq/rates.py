@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from taskiq.exceptions import TaskiqRateError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: The keyword of a decorator that is read here.
+RATE_ARGUMENTS: Final = ("rate",)
 
 #: What a rate may be, for errors.
 ALLOWED_RATES: Final = (
@@ -33,6 +41,31 @@ def read_interval(rate: Any) -> float:
     if found is None or int(found[1]) == 0:
         raise ValueError(ALLOWED_RATES)
     return _SECONDS[found[2]] / int(found[1])
+
+
+def split_rate(
+    task_name: str,
+    keywords: Mapping[str, Any],
+    earlier: str | None,
+) -> tuple[dict[str, Any], str | None]:
+    """Tell the rate of a plain task from its other keywords.
+
+    :param earlier: the rate that the task was registered with before.
+    :returns: the other keywords, and the rate, `None` where nothing is said.
+    :raises TaskiqRateError: when it is none, or the task is a batch task.
+    """
+    rest = dict(keywords)
+    rate = rest.pop("rate", None)
+    if rate is None:
+        return rest, earlier
+    allowed = "a batch task says it with batch_rate="
+    try:
+        read_interval(rate)
+        if rest.get("batch") is not True:
+            return rest, str(rate)
+    except ValueError as exc:
+        allowed = str(exc)
+    raise TaskiqRateError(task_name=task_name, value=rate, allowed=allowed)
 
 
 class Pace:

@@ -29,6 +29,7 @@ from taskiq.exceptions import TaskBrokerMismatchError
 from taskiq.mistakes import SendCheck
 from taskiq.options import check_labels
 from taskiq.policies import split_policy
+from taskiq.rates import split_rate
 from taskiq.unique import split_unique
 from taskiq.unique_release import ensure_release
 
@@ -80,6 +81,7 @@ class TaskRegistry(ABC):
         task_name: Callable[_FuncParams, _ReturnType],
         *,
         batch: Literal[False] | None = False,
+        rate: str | None = None,
         max_deliveries: int | None = None,
         on_failure: OnFailure | None = None,
         unique: bool | Callable[..., object] | None = None,
@@ -145,6 +147,7 @@ class TaskRegistry(ABC):
         task_name: str | None = None,
         *,
         batch: Literal[False] | None = False,
+        rate: str | None = None,
         max_deliveries: int | None = None,
         on_failure: OnFailure | None = None,
         unique: bool | Callable[..., object] | None = None,
@@ -166,11 +169,13 @@ class TaskRegistry(ABC):
             ``max_deliveries`` and ``on_failure`` say what becomes of messages that
             fail, see :class:`taskiq.policies.FailurePolicy`. ``unique`` and
             ``unique_ttl`` say that the same work is not queued twice, see
-            :class:`taskiq.unique.Unique`.
+            :class:`taskiq.unique.Unique`. ``rate`` says how often a plain task may
+            start in one worker process, such as ``"2/s"``.
         :raises TaskiqBatchConfigError: when a batch argument or function does not fit.
         :raises TaskiqFailurePolicyError: when it cannot be done with failed messages
             what is asked for.
         :raises TaskiqUniqueConfigError: when messages cannot be unique in this way.
+        :raises TaskiqRateError: when ``rate`` is none.
         :raises TaskiqLabelError: when a label is one edit away from an option, or is a
             ``batch_*`` name without ``batch=True``.
         :raises NameError: when a type hint of the function cannot be resolved.
@@ -189,13 +194,14 @@ class TaskRegistry(ABC):
         task_name: str | None,
         keywords: dict[str, Any],
     ) -> AsyncTaskiqDecoratedTask[Any, Any]:
-        batch, policy, unique = None, None, None
+        batch, policy, unique, rate = None, None, None, None
         given = keywords
         if isinstance(function, AsyncTaskiqDecoratedTask):
             # A task registered again stays what it was where nothing else is said.
             task_name = function.task_name if task_name is None else task_name
             batch = function.batch if keywords.get("batch") is None else None
             policy, unique = function.failure_policy, function.unique
+            rate = function.rate
             keywords = {**function.labels, **keywords}
             function = function.original_func
         if not callable(function):
@@ -205,6 +211,7 @@ class TaskRegistry(ABC):
         hints = resolved_hints(function, with_metadata=False)
         keywords, own_policy = split_policy(f"Cannot register task {name}", keywords)
         keywords, unique = split_unique(name, keywords, function, unique)
+        keywords, rate = split_rate(name, keywords, rate)
         labels, arguments = split_batch_arguments(keywords)
         if arguments is not None:
             batch = read_batch_config(function, name, hints, arguments)
@@ -215,6 +222,7 @@ class TaskRegistry(ABC):
         task.batch = batch
         task.failure_policy = policy if own_policy is None else own_policy
         task.unique = unique
+        task.rate = rate
         if unique is not None:
             ensure_release(self)
         if batch is not None:
@@ -407,6 +415,7 @@ class TaskRegistry(ABC):
         task_name: str | None = None,
         *,
         batch: Literal[False] | None = False,
+        rate: str | None = None,
         max_deliveries: int | None = None,
         on_failure: OnFailure | None = None,
         unique: bool | Callable[..., object] | None = None,

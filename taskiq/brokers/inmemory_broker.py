@@ -378,12 +378,13 @@ class InMemoryBroker(AsyncBroker):
     async def wait_running(self) -> None:
         """Wait for what runs, and for batches that have a reason to leave.
 
-        Nothing is flushed: batches that wait for company stay open.
+        Nothing is flushed: batches that wait for company stay open. What waits for the
+        rate of its task is not waited for.
 
         :raises RuntimeError: in a task of this broker, which would wait for itself.
         """
         self._refuse_tasks()
-        await self.receiver.runtime.tasks.wait_until(lambda: True)
+        await self.receiver.runtime.wait_running()
 
     def _refuse_tasks(self) -> None:
         if subject_of(self) is not None:

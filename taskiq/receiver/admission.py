@@ -76,8 +76,11 @@ class Admission:
         delivery.function = task.original_func
         delivery.ack_type = self._receiver.ack_time
         delivery.task = prepared = self._tasks.of(task)
-        if prepared is not None and prepared.plan is not None:
-            delivery.is_batched = True
+        if prepared is not None and prepared.is_held:
+            delivery.is_paced = prepared.rate is not None
+            delivery.is_batched = not delivery.is_paced
+            if delivery.is_paced:
+                return
             if delivery.controller is not _NOT_ACKABLE and isinstance(data, bytes):
                 delivery.fingerprint = hash(data)
 

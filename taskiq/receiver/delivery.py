@@ -48,6 +48,7 @@ class Delivery(Holder):
     :ivar refusal: why nobody can run it, with what error, and the message if it can be
         read; `None` for what can be run.
     :ivar is_batched: whether its task runs in batches.
+    :ivar is_paced: whether it has to wait for the rate of its plain task.
     :ivar ack_type: the moment it is acknowledged at.
     :ivar context: the context variables its hooks left; `None` for none of its own.
     :ivar result: its result, from its outcome on.
@@ -88,6 +89,7 @@ class Delivery(Holder):
         "is_batched",
         "is_error_told",
         "is_held_twice",
+        "is_paced",
         "item",
         "message",
         "name",
@@ -133,7 +135,8 @@ class Delivery(Holder):
         self.source = self.source_2 = None
         self.broker = broker
         self.raw = raw
-        self.is_batched = self.is_error_told = self.is_held_twice = False
+        self.is_batched = self.is_paced = False
+        self.is_error_told = self.is_held_twice = False
         self.refusal: tuple[Reason, BaseException, TaskiqMessage | None] | None = None
         self.reason = _ERROR
         self.ending: Ending | None = None

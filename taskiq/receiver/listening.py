@@ -89,7 +89,7 @@ class Listening:
         try:
             await self.prefetch.run(finish_event)
         finally:
-            queue.put_nowait(None)
+            self._runtime.pacing.when_empty(lambda: queue.put_nowait(None))
 
     def _hand_over(self, delivery: Delivery) -> None:
         """Send what was read on its way: to its batch, or to the runner."""
@@ -98,6 +98,9 @@ class Listening:
             runtime.admission.read(delivery)
             if delivery.is_batched:
                 runtime.begin_batched(delivery)
+                return
+            if delivery.is_paced:
+                runtime.hold_back(delivery, self._queue.put_nowait)
                 return
         self._queue.put_nowait(delivery)
 
@@ -116,6 +119,9 @@ class Listening:
                 # Not started: it is discarded with the others in the queue.
                 queue.put_nowait(delivery)
                 raise
+            if delivery.is_paced:
+                runtime.pacing.started(delivery)
+                delivery.is_paced = False
             try:
                 begin(delivery)
             except Exception:
@@ -178,6 +184,9 @@ class Listening:
             if delivery is not None:
                 delivery.end(MessageState.LEFT)
                 discarded += 1
+        for delivery in self._runtime.pacing.abandon():
+            delivery.end(MessageState.LEFT)
+            discarded += 1
         if discarded:
             what = "delivery" if discarded == 1 else "deliveries"
             logger.warning(

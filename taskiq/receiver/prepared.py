@@ -33,6 +33,9 @@ class PreparedTask:
     :ivar dependencies: the graph of its dependencies, `None` when it has none.
     :ivar policy: what becomes of its messages that fail, the broker's word included.
     :ivar is_limited: whether they are delivered a limited number of times.
+    :ivar rate: how often it may start, `None` for no limit and for a batch task.
+    :ivar is_held: whether its messages wait for something before they run: for others
+        of their batch, or for its rate.
     :ivar plan: how its messages are placed into batches, `None` for a plain task.
     """
 
@@ -45,10 +48,12 @@ class PreparedTask:
         "graph",
         "hints",
         "is_async",
+        "is_held",
         "is_limited",
         "name",
         "plan",
         "policy",
+        "rate",
         "signature",
         "source",
     )
@@ -77,6 +82,8 @@ class PreparedTask:
         if source is not None and source.batch is not None:
             filled_in = _parameters_filled_in(self.graph)
             self.plan = BatchPlan(source.batch, self.signature, self.hints, filled_in)
+        self.rate = None if source is None or source.batch else source.rate
+        self.is_held = self.plan is not None or self.rate is not None
         # The graph with replaced dependencies, and the replacements it was built for.
         self._overridden: tuple[dict[Any, Any], DependencyGraph] | None = None
 

@@ -27,6 +27,7 @@ from taskiq.receiver.diagnosis import (
 )
 from taskiq.receiver.flushes import FlushHistory
 from taskiq.receiver.leases import Leases
+from taskiq.receiver.pacing import Pacing
 from taskiq.receiver.settlement import Settlement
 from taskiq.receiver.states import BatchState, Holder, MessageState, Unit
 from taskiq.receiver.tasks import Tasks, subject_of, work_for
@@ -87,6 +88,7 @@ class Runtime:
         self.admission = Admission(receiver, self.settlement, self.leases)
         self.admission.aborting = self.aborting = Aborting.of(self)
         self.clock: Clock = loop if clock is None else clock
+        self.pacing = Pacing(self.clock)
         self.batcher: Batcher[Delivery] = Batcher(self.clock, wake=self._wake)
         self.listening: Listening | None = None
         self.is_open = False
@@ -142,6 +144,8 @@ class Runtime:
                 delivery.move(_SETTLING)
                 await self.settlement.settle_refused(delivery)
                 return
+            if delivery.is_paced:
+                await self._turn_of(delivery)
             log_start(delivery)
             failed: Failed | None = None
             if self.admission.waits(delivery):
@@ -230,6 +234,35 @@ class Runtime:
         """Begin to take a message that was read, of a plain task."""
         self.tasks.begin(self.take(delivery), delivery)
         self._start(delivery)
+
+    def hold_back(
+        self,
+        delivery: Delivery,
+        go: Callable[[Delivery], object],
+    ) -> None:
+        """Let a message that was read wait for the rate of its task.
+
+        :param go: called with it when it is its turn to be given a slot.
+        """
+        self._start(delivery)
+        self.pacing.enter(delivery, lambda: go(delivery), is_held=True)
+
+    async def _turn_of(self, delivery: Delivery) -> None:
+        """Wait for the rate of a message's task where nobody has done that."""
+        turn = self.loop.create_future()
+
+        def go() -> None:
+            delivery.is_paced = False
+            if not turn.done():  # it may have been cancelled just now
+                turn.set_result(None)
+
+        self.pacing.enter(delivery, go, is_held=False)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self.pacing.leave(delivery)
+            raise
+        self.pacing.started(delivery)
 
     def begin_callback(self, delivery: Delivery) -> None:
         """Begin the callback of somebody's own for a message that was read."""
@@ -405,6 +438,16 @@ class Runtime:
         """Count what waits and runs in batches now."""
         return self.batcher.statistics()
 
+    async def wait_running(self) -> None:
+        """Wait for what runs, and not for what waits for the rate of its task."""
+        await asyncio.sleep(0)  # who has just begun is to say that it waits
+        while running := self.tasks.of(_is_running):
+            # Any of them may come to wait, or let others begin.
+            is_paced = self.pacing.is_used
+            until = asyncio.FIRST_COMPLETED if is_paced else asyncio.ALL_COMPLETED
+            await asyncio.wait(running, return_when=until)
+            await asyncio.sleep(0)
+
     async def wait_idle(
         self,
         reason: FlushReason,
@@ -526,6 +569,10 @@ class Runtime:
             len(members),
             ", ".join(str(member) for member in members),
         )
+
+
+def _is_running(subject: Subject | None) -> bool:
+    return not (isinstance(subject, Delivery) and subject.is_paced)
 
 
 def _is_joining(subject: Subject | None) -> bool:

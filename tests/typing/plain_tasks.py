@@ -112,6 +112,14 @@ async def unique_by_key(x: int) -> bool:
     return True
 
 
+@broker.task("limited", rate="2/s")
+async def limited(x: int) -> bool:
+    return True
+
+
+registered_with_rate = broker.register_task(function, "slow", rate="10/h")
+
+
 registered_as_unique = broker.register_task(
     function,
     "registered_as_unique",
@@ -135,6 +143,8 @@ async def sending_gives_a_handle_of_what_the_function_returns() -> None:
     assert_type(await registered.kiq(1), AsyncTaskiqTask[list[str]])
     assert_type(await registered_with_name.kiq([1]), AsyncTaskiqTask[list[str]])
     assert_type(await registered_in_words.kiq([1]), AsyncTaskiqTask[list[str]])
+    assert_type(await limited.kiq(1), AsyncTaskiqTask[bool])
+    assert_type(await registered_with_rate.kiq(1), AsyncTaskiqTask[list[str]])
     assert_type(await unique.kiq(1), AsyncTaskiqTask[bool])
     assert_type(await unique_by_key.kiq(1), AsyncTaskiqTask[bool])
     assert_type(await registered_as_unique.kiq(1), AsyncTaskiqTask[list[str]])

@@ -133,6 +133,7 @@ def arguments_of_the_decorator_are_checked() -> None:
     broker.task(batch=True, batch_timeout="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     broker.task(batch=True, batch_idle_timeout="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     broker.task(batch=True, batch_concurrency="1")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    broker.task(rate=2)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     broker.task(batch=True, batch_rate=2)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     broker.task(batch=True, batch_priority="1")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     broker.task(batch=True, batch_results="all")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]

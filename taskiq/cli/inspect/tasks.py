@@ -137,6 +137,7 @@ def as_json(
                 "name": name,
                 "function": _place(task.original_func),
                 "batch": None if task.batch is None else _settings(task.batch),
+                "rate": task.rate,
                 "labels": {key: str(value) for key, value in task.labels.items()},
                 "flushes": left.get(name),
             }
@@ -161,7 +162,8 @@ def lines(
     if can is not None:
         told += prose(str(can), width)
     rows = [
-        _row(name, task.batch) for name, task in sorted(broker.get_all_tasks().items())
+        _row(name, task.batch, task.rate)
+        for name, task in sorted(broker.get_all_tasks().items())
     ]
     titles = ("TASK", "RUNS", "SIZE", "TIMEOUT", "OTHER SETTINGS")
     told += ["", *(table(titles, rows, width) if rows else ["There is no task."])]
@@ -172,9 +174,9 @@ def lines(
     return told
 
 
-def _row(name: str, batch: BatchConfig | None) -> tuple[str, ...]:
+def _row(name: str, batch: BatchConfig | None, rate: str | None) -> tuple[str, ...]:
     if batch is None:
-        return name, "one by one", "", "", ""
+        return name, "one by one", "", "", "" if rate is None else f"rate={rate}"
     others = ", ".join(
         f"{key}={value}"
         for key, value in _settings(batch).items()
