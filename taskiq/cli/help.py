@@ -33,10 +33,15 @@ def command_parser(
     :param name: the subcommand.
     :param examples: command lines after that name, and what each does.
     """
-    lines = [f"  taskiq {name} {line}\n      {what}" for line, what in examples]
     return ArgumentParser(
         prog=f"taskiq {name}",
         formatter_class=HelpFormatter,
         description=description,
-        epilog="\n".join(["examples:", *lines]),
+        epilog=examples_of(name, examples),
     )
+
+
+def examples_of(name: str, examples: Iterable[tuple[str, str]]) -> str:
+    """Write the examples of a subcommand, as `command_parser` takes them."""
+    lines = [f"  taskiq {name} {line}\n      {what}" for line, what in examples]
+    return "\n".join(["examples:", *lines])

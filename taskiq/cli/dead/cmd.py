@@ -12,6 +12,7 @@ from taskiq.abc.cmd import TaskiqCMD
 from taskiq.cli.common_args import add_import_options
 from taskiq.cli.dead.letters import Choice, Page, drop, page_of, retry
 from taskiq.cli.finding import WRONG_USE, StartError
+from taskiq.cli.help import command_parser
 from taskiq.cli.inspect import tasks
 from taskiq.cli.inspect.screen import width_of_terminal
 from taskiq.cli.inspect.table import table
@@ -42,6 +43,13 @@ _COLUMNS: Final = {
 }
 
 
+_EXAMPLES: Final = (
+    ("list app:broker --reason error", "the oldest of those whose task failed"),
+    ("show app:broker ID", "a letter with its message"),
+    ("retry app:broker --all --task shop:pay", "send all of a task again"),
+)
+
+
 class DeadCMD(TaskiqCMD):
     """List dead letters, show them, send them again or drop them."""
 
@@ -54,7 +62,7 @@ class DeadCMD(TaskiqCMD):
         :returns: exit status: `None` for success, 1 if the server did not do it, 2 for
             a bad call.
         """
-        options = _parser().parse_args(args)
+        options = self.make_parser().parse_args(args)
         try:
             _check(options)
             broker = tasks.application_of(options).broker
@@ -66,6 +74,10 @@ class DeadCMD(TaskiqCMD):
             sys.stderr.write(f"taskiq dead: it is not done: {exc!r}\n")
             return _FAILED
         return None
+
+    def make_parser(self) -> ArgumentParser:
+        """Give what reads the arguments."""
+        return _parser()
 
 
 def _check(options: Namespace) -> None:
@@ -194,9 +206,10 @@ def _report(what: str, count: int, store: DeadLetterStore, options: Namespace) -
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="taskiq dead",
-        description="List, show, send again or drop the dead letters of a broker.",
+    parser = command_parser(
+        "dead",
+        "List, show, send again or drop the dead letters of a broker.",
+        _EXAMPLES,
     )
     kinds = parser.add_subparsers(title="what is done", required=True, metavar="what")
     listing = _add(kinds, "list", _list, "list dead letters, the oldest first")
