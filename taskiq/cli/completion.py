@@ -6,8 +6,9 @@ when a key is pressed.
 
 from __future__ import annotations
 
+from argparse import PARSER
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from taskiq.abc.cmd import TaskiqCMD
 from taskiq.cli.commands import GROUP, load_commands
@@ -78,7 +79,7 @@ def describe(commands: Mapping[str, TaskiqCMD]) -> list[Command]:
         # A class of another package need not know of this method.
         make = getattr(command, "make_parser", None)
         parser: ArgumentParser | None = None if make is None else make()
-        actions = [] if parser is None else parser._actions  # noqa: SLF001 - no other way
+        actions = [] if parser is None else _actions_of(parser)
         options = tuple(
             Option(
                 flags=tuple(action.option_strings),
@@ -97,6 +98,23 @@ def describe(commands: Mapping[str, TaskiqCMD]) -> list[Command]:
         )
         described.append(Command(name, command.short_help, options, choices))
     return described
+
+
+def _actions_of(parser: ArgumentParser) -> list[Action]:
+    """Give the arguments of a command, and the options of what it does or shows."""
+    actions = list(parser._actions)  # noqa: SLF001 - no other way
+    for action in parser._actions:  # noqa: SLF001
+        if action.nargs == PARSER:
+            kinds = cast("Mapping[str, ArgumentParser]", action.choices)
+            actions += [
+                own
+                for kind in kinds.values()
+                for own in _actions_of(kind)
+                if own.option_strings
+            ]
+    return list(
+        {str(each.option_strings or id(each)): each for each in actions}.values()
+    )
 
 
 def _choices_of(action: Action) -> tuple[str, ...]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
+from redis.exceptions import RedisError
 
 from tests.support.hub import Hub
+from tests.support.proxy import Proxy
 
 from .worker_process import Run, WorkerProcess
 
@@ -30,3 +34,19 @@ def run(hub: Hub, tmp_path: Path) -> Iterator[Run]:
     yield start
     for worker in started:
         worker.clean_up()
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    url = os.environ.get("TASKIQ_TEST_REDIS_URL") or "redis://127.0.0.1:6379"
+    redis = Redis.from_url(url, socket_timeout=5)
+    try:
+        redis.ping()
+    except RedisError as error:
+        pytest.skip(f"Redis does not answer at {url}: {error}")
+    given = redis.connection_pool.connection_kwargs
+    proxy = Proxy(given.get("host", "127.0.0.1"), given.get("port", 6379))
+    redis.close()
+    proxy.open()
+    yield proxy
+    proxy.close()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 from taskiq.abc.cmd import TaskiqCMD
+from taskiq.cli.commands import GROUP, load_commands
 from taskiq.cli.completion import SHELLS, describe
+from taskiq.cli.inspect.cmd import InspectCMD
 from taskiq.cli.scheduler.cmd import SchedulerCMD
 from taskiq.cli.worker.cmd import WorkerCMD
 
@@ -42,9 +46,12 @@ class SilentCMD(TaskiqCMD):
         raise NotImplementedError
 
 
+OURS = ("completion", "dead", "health", "inspect", "scheduler", "worker")
+
 COMMANDS = {
     "worker": WorkerCMD(),
     "scheduler": SchedulerCMD(),
+    "inspect": InspectCMD(),
     "other": OtherCMD(),
     "silent": SilentCMD(),
 }
@@ -64,7 +71,7 @@ def taskiq(*arguments: str) -> str:
 def test_each_command_has_one_line_and_its_page_shows_them() -> None:
     page = CLI_PAGE.read_text("utf-8")
     output = taskiq("--help")
-    for name in ("completion", "scheduler", "worker"):
+    for name in OURS:
         [line] = re.findall(rf"^    {name} +\S.*$", output, re.MULTILINE)
         assert line in page
 
@@ -91,6 +98,38 @@ def test_help_on_dead_letters_has_defaults_and_examples(what: str) -> None:
         what == "list"
     )
     assert "None)" not in output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *((name,) for name in OURS),
+        *(("inspect", kind) for kind in ("tasks", "workers", "queues")),
+    ],
+    ids=" ".join,
+)
+def test_every_command_has_examples_of_itself_that_it_can_read(
+    command: tuple[str, ...],
+) -> None:
+    _, _, examples = taskiq(*command, "--help").partition("\nexamples:\n")
+    name = command[0]
+    lines = re.findall(rf"^  taskiq {name} (.+)$", examples, re.MULTILINE)
+    assert lines
+    parser = load_commands(entry_points(group=GROUP))[name].make_parser()
+    assert parser is not None
+    for line in lines:
+        assert line.startswith(" ".join(command[1:]))
+        parser.parse_args(shlex.split(re.sub(r" > .*| >> .*", "", line)))
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [("dead", "--reason"), ("health", "--live"), ("inspect", "--watch")],
+)
+def test_the_options_of_every_command_can_be_completed(command: str, flag: str) -> None:
+    described = describe(load_commands(entry_points(group=GROUP)))
+    [found] = [each for each in described if each.name == command]
+    assert flag in [each for option in found.options for each in option.flags]
 
 
 def test_a_default_of_zero_is_told() -> None:
@@ -120,7 +159,18 @@ printf '%s\\n' "${COMPREPLY[@]}"
     ("words", "expected"),
     [
         (["w"], ["worker"]),
-        ([""], ["other", "scheduler", "silent", "worker", "--help", "--version"]),
+        (
+            [""],
+            [
+                "inspect",
+                "other",
+                "scheduler",
+                "silent",
+                "worker",
+                "--help",
+                "--version",
+            ],
+        ),
         (["worker", "--wait"], ["--wait-tasks-timeout"]),
         (["worker", "--log-level", "D"], ["DEBUG"]),
         (
@@ -129,6 +179,9 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ),
         (["scheduler", "--send"], ["--send-timeout"]),
         (["other", ""], ["some", "more", "-h", "--help", "--own"]),
+        (["inspect", "q"], ["queues"]),
+        (["inspect", "queues", "--wa"], ["--watch"]),
+        (["inspect", "queues", "--po"], ["--port"]),
         (["silent", ""], []),
     ],
 )

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 from uuid import uuid4
 
 import pytest
-from redis import Redis
-from redis.exceptions import RedisError
 
 from tests.support.commands import RunningCommand
-from tests.support.hub import HANG
+from tests.support.proxy import Proxy
 
 Run: TypeAlias = Callable[..., RunningCommand]
 
@@ -213,81 +207,6 @@ def test_a_stop_begins_no_call_once_its_time_is_over(run: Run) -> None:
 
 
 # -- A broker that is away ----------------------------------------------------------
-
-
-class Proxy:
-    """A way to a server that can be closed and opened again, at one port."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._server = (host, port)
-        self._listener: socket.socket | None = None
-        self._pipes: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
-        self.port = 0
-
-    def open(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        self.port = self._listener.getsockname()[1]
-        self._begin(self._accept, self._listener)
-
-    def close(self) -> None:
-        """Close every connection; whoever still reads one is woken first."""
-        if self._listener is None:
-            return
-        self._end(self._listener)
-        self._threads.pop(0).join(HANG)  # who accepts: there is no new pipe after it
-        for pipe in self._pipes:
-            self._end(pipe)
-        for thread in self._threads:
-            thread.join(HANG)
-        for each in (self._listener, *self._pipes):
-            each.close()
-        self._listener = None
-        self._pipes.clear()
-        self._threads.clear()
-
-    def _begin(self, step: Callable[..., None], *ends: socket.socket) -> None:
-        thread = threading.Thread(target=step, args=ends, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self, listener: socket.socket) -> None:
-        with suppress(OSError):
-            while True:
-                ours = listener.accept()[0]
-                theirs = socket.create_connection(self._server)
-                self._pipes += [ours, theirs]
-                self._begin(self._copy, ours, theirs)
-                self._begin(self._copy, theirs, ours)
-
-    def _copy(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-        self._end(source)
-        self._end(target)
-
-    @staticmethod
-    def _end(end: socket.socket) -> None:
-        """Wake whoever waits for it, too, which closing it would not."""
-        with suppress(OSError):  # the other end has gone
-            end.shutdown(socket.SHUT_RDWR)
-
-
-@pytest.fixture
-def proxy() -> Iterator[Proxy]:
-    url = os.environ.get("TASKIQ_TEST_REDIS_URL") or "redis://127.0.0.1:6379"
-    redis = Redis.from_url(url, socket_timeout=5)
-    try:
-        redis.ping()
-    except RedisError as error:
-        pytest.skip(f"Redis does not answer at {url}: {error}")
-    given = redis.connection_pool.connection_kwargs
-    proxy = Proxy(given.get("host", "127.0.0.1"), given.get("port", 6379))
-    redis.close()
-    proxy.open()
-    yield proxy
-    proxy.close()
 
 
 def test_an_outage_is_a_warning_at_its_begin_and_one_at_its_end(

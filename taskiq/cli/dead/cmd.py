@@ -56,7 +56,7 @@ class DeadCMD(TaskiqCMD):
         :returns: exit status: `None` for success, 1 if the server did not do it, 2 for
             a bad call.
         """
-        options = _parser().parse_args(args)
+        options = self.make_parser().parse_args(args)
         try:
             _check(options)
             broker = tasks.application_of(options).broker
@@ -68,6 +68,10 @@ class DeadCMD(TaskiqCMD):
             sys.stderr.write(f"taskiq dead: it is not done: {exc!r}\n")
             return _FAILED
         return None
+
+    def make_parser(self) -> ArgumentParser:
+        """Give what reads the arguments."""
+        return _parser()
 
 
 def _check(options: Namespace) -> None:

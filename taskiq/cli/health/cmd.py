@@ -24,6 +24,11 @@ UNHEALTHY: Final = 1
 #: Exit status of a command that was called wrongly.
 WRONG_USE: Final = 2
 
+_EXAMPLES: Final = (
+    ("--health-file /run/taskiq", "is every process ready for messages?"),
+    ("--live --health-file /run/taskiq", "would a restart help? No while it is live"),
+)
+
 
 class HealthCMD(TaskiqCMD):
     """Say whether a worker of this machine is live, or ready."""
@@ -36,7 +41,7 @@ class HealthCMD(TaskiqCMD):
         :param args: command line arguments after the name of the command.
         :returns: exit status: `None` if it is, 1 if it is not, 2 for a bad call.
         """
-        options = _parser().parse_args(args)
+        options = self.make_parser().parse_args(args)
         if not options.health_file:
             sys.stderr.write(
                 f"taskiq health: name the directory that the worker writes to, with "
@@ -52,6 +57,10 @@ class HealthCMD(TaskiqCMD):
         text, is_well = verdict(fleet, time.time(), is_live_only=is_live_only)
         sys.stdout.write(text)
         return None if is_well else UNHEALTHY
+
+    def make_parser(self) -> ArgumentParser:
+        """Give what reads the arguments."""
+        return _parser()
 
 
 def verdict(fleet: Fleet, now: float, *, is_live_only: bool) -> tuple[str, bool]:
@@ -73,13 +82,14 @@ def _count(fleet: Fleet) -> str:
 
 
 def _parser() -> ArgumentParser:
-    from argparse import ArgumentParser  # noqa: PLC0415 - nobody else needs it here
+    from taskiq.cli.help import command_parser  # noqa: PLC0415 - nobody else needs it
 
-    parser = ArgumentParser(
-        prog="taskiq health",
-        description="Say whether a worker is ready for messages; status 0 if it is, 1 "
-        "if it is not. It reads the heartbeats that `taskiq worker --health-file DIR` "
-        "writes, and does not import your application.",
+    parser = command_parser(
+        "health",
+        "Say whether a worker is ready for messages; status 0 if it is, 1 if it is "
+        "not.\nIt reads the heartbeats that `taskiq worker --health-file DIR` writes, "
+        "and does\nnot import your application.",
+        _EXAMPLES,
     )
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument(

@@ -14,6 +14,7 @@ from taskiq.abc.cmd import TaskiqCMD
 from taskiq.cli.common_args import add_import_options
 from taskiq.cli.finding import WRONG_USE, StartError
 from taskiq.cli.health.files import VARIABLE
+from taskiq.cli.help import HelpFormatter, command_parser, examples_of
 from taskiq.cli.inspect import queues, tasks, workers
 from taskiq.cli.inspect.exporter import export
 from taskiq.cli.inspect.screen import watch, width_of_terminal
@@ -29,6 +30,22 @@ INCOMPLETE: Final = 1
 #: Seconds between two screens, unless told otherwise.
 _INTERVAL: Final = 2.0
 
+
+#: By what is shown.
+_EXAMPLES: Final = {
+    "tasks": (
+        ("tasks app:broker", "tasks, settings and warnings; no server is asked"),
+        ("tasks app:broker --health-file /run/taskiq", "and how their batches left"),
+    ),
+    "workers": (
+        ("workers /run/taskiq", "of this machine, by their --health-file"),
+        ("workers http://worker:8080 --watch", "of others, every two seconds"),
+    ),
+    "queues": (
+        ("queues app:broker --json", "how much waits, for a script"),
+        ("queues app:broker --port 9808", "serve it to Prometheus or KEDA"),
+    ),
+}
 
 _HOW_TO_SEE_BATCHES: Final = (
     "How the last batches left, and why: add --health-file with the directory of a "
@@ -48,7 +65,7 @@ class InspectCMD(TaskiqCMD):
         :returns: exit status: `None` for success, 1 if something could not be asked, 2
             for a bad call.
         """
-        options = _parser().parse_args(args)
+        options = self.make_parser().parse_args(args)
         try:
             view: _View = options.view(options)
             with closing(view):
@@ -58,6 +75,10 @@ class InspectCMD(TaskiqCMD):
         except StartError as exc:
             sys.stderr.write(f"taskiq inspect: {exc}\n")
             return exc.status
+
+    def make_parser(self) -> ArgumentParser:
+        """Give what reads the arguments."""
+        return _parser()
 
 
 def _show(view: _View, options: Namespace) -> int | None:
@@ -182,10 +203,10 @@ def _default_sources() -> list[str]:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="taskiq inspect",
-        description="Show the tasks of an application, what workers are at, or how "
-        "much waits in queues.",
+    parser = command_parser(
+        "inspect",
+        "Show the tasks of an application, what workers are at, or how much waits.",
+        [example for examples in _EXAMPLES.values() for example in examples],
     )
     kinds = parser.add_subparsers(title="what is shown", required=True, metavar="what")
     _add_tasks(kinds)
@@ -202,7 +223,11 @@ def _add_kind(
     more: str,
 ) -> ArgumentParser:
     parser: ArgumentParser = kinds.add_parser(
-        name, help=text, description=f"Show {text}. {more}"
+        name,
+        help=text,
+        description=f"Show {text}.\n{more}",
+        formatter_class=HelpFormatter,
+        epilog=examples_of("inspect", _EXAMPLES[name]),
     )
     parser.set_defaults(view=view)
     parser.add_argument(
