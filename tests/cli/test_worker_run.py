@@ -187,6 +187,22 @@ def test_what_is_named_wrongly_is_no_reason_to_try_again(
     assert not [r for r in caplog.records if r.levelname == "ERROR"]
 
 
+def make_broker_and_be_stopped() -> QueueBroker:
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise AssertionError("the signal ends it")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the signal ends the process there")
+def test_a_signal_while_the_application_is_imported_leaves_no_loop_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.new_event_loop()
+    monkeypatch.setattr(run, "_new_event_loop", lambda: loop)
+    with pytest.raises(SystemExit):
+        start_listen(args_for(f"{__name__}:make_broker_and_be_stopped"))
+    assert loop.is_closed()
+
+
 def test_a_worker_that_cannot_start_says_why_and_ends_with_status_1(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,

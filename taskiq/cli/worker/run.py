@@ -143,11 +143,11 @@ def start_listen(args: WorkerArgs) -> None:
 def _serve(args: WorkerArgs) -> None:
     _set_up_logging(args)
     loop = _new_event_loop()
-    asyncio.set_event_loop(loop)
     try:
-        service = _Service(args, _import_application(args), get_receiver_type(args))
+        with _closed_unless_started(loop):
+            asyncio.set_event_loop(loop)
+            service = _Service(args, _import_application(args), get_receiver_type(args))
     except StartError as exc:
-        loop.close()
         if not (args.reload and isinstance(exc, RegistrationError)):
             raise
         # Who edits the application is to find the worker waiting.
@@ -157,7 +157,6 @@ def _serve(args: WorkerArgs) -> None:
     except Exception as exc:
         logger.exception("This worker cannot start.")
         report(NotStarted(brief(exc)))
-        loop.close()
         sys.exit(1)
     report(Started())
     _keep_application_out_of_collections()
@@ -170,6 +169,18 @@ def _serve(args: WorkerArgs) -> None:
         raise service.start_error
     if status:
         sys.exit(status)
+
+
+@contextmanager
+def _closed_unless_started(
+    loop: asyncio.AbstractEventLoop,
+) -> Generator[None, None, None]:
+    """Close a loop that nothing will run in: one of uvloop complains if left open."""
+    try:
+        yield
+    except BaseException:  # a signal to stop, too
+        loop.close()
+        raise
 
 
 def _import_application(args: WorkerArgs) -> AsyncBroker:
