@@ -146,11 +146,6 @@ class Delivery(Holder):
         self.outcome: Outcome | None = None
         self.settled: asyncio.Future[None] | None = None
 
-    @property
-    def is_refused(self) -> bool:
-        """Whether nobody can run it: no message, or for an unknown task."""
-        return self.refusal is not None
-
     def place(
         self,
         find_group: Callable[[PreparedTask, BatchConfig, Hashable], Group[Delivery]],
@@ -254,7 +249,7 @@ class Delivery(Holder):
         self.raw = self.message = self.result = nothing
 
     def __str__(self) -> str:
-        if self.is_refused:
+        if self.refusal is not None:
             return "a message that nobody can run"
         message = getattr(self, "message", None)
         if message is not None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Iterator
 
+import asyncpg
 import pytest
+from redis.asyncio import Redis
 
+from taskiq import AsyncBroker
+from taskiq.adapters import postgres as adapted_postgres
+from taskiq.adapters import redis as adapted_redis
 from tests.support.hub import Hub
 
 from .lines import LINES, Line
+from .servers import POSTGRES, REDIS
 from .stage import Client, Stage
 
 #: What plugins and their libraries do where it is not for us to say.
@@ -50,3 +57,50 @@ def stage(line: Line, hub: Hub) -> Iterator[Stage]:
 async def client(stage: Stage) -> AsyncIterator[Client]:
     async with stage.client() as client:
         yield client
+
+
+def _made(kind: str, name: str) -> AsyncBroker:
+    """Make a broker with its results, as every process would."""
+    if kind == "redis":
+        return adapted_redis.RedisStreamBroker(
+            REDIS.url, queue_name=name, consumer_group_name=name
+        ).with_result_backend(
+            adapted_redis.RedisAsyncResultBackend(
+                REDIS.url, prefix_str=name, result_ex_time=60
+            ),
+        )
+    return adapted_postgres.AsyncpgBroker(
+        POSTGRES.url, table_name=name, channel_name=name
+    ).with_result_backend(
+        adapted_postgres.AsyncpgResultBackend(POSTGRES.url, table_name=f"{name}_r"),
+    )
+
+
+@pytest.fixture(params=["redis", "postgres"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each server that has an adapter with stores, if it answers."""
+    kind: str = request.param
+    if reason := (REDIS if kind == "redis" else POSTGRES).unavailable():
+        pytest.skip(reason)
+    return kind
+
+
+@pytest.fixture
+async def brokers(kind: str) -> AsyncIterator[list[AsyncBroker]]:
+    """A client and a worker over the adapters, as two processes have them."""
+    name = f"two_{uuid.uuid4().hex[:12]}"
+    both = [_made(kind, name) for _ in range(2)]
+    both[1].is_worker_process = True
+    for each in both:
+        await each.startup()
+    yield both
+    for each in both:
+        await each.shutdown()
+    if kind == "redis":
+        async with Redis.from_url(REDIS.url) as redis:
+            await redis.delete(name, *await redis.keys(f"{name}:*"))
+    else:
+        connection = await asyncpg.connect(POSTGRES.url)
+        tables = ", ".join(name + each for each in ("", "_r", "_r_aborts", "_r_unique"))
+        await connection.execute(f"DROP TABLE IF EXISTS {tables}")
+        await connection.close()

@@ -3,70 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
-from redis.asyncio import Redis
 
-from taskiq.adapters import postgres as adapted_postgres
-from taskiq.adapters import redis as adapted_redis
 from taskiq.receiver import Receiver
 from taskiq.unique import Claim, UniqueStore, store_of
 
-from .servers import POSTGRES, REDIS
-
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from taskiq import AsyncBroker
-
-
-def made(kind: str, name: str) -> AsyncBroker:
-    """Make a broker with its results, as every process would."""
-    if kind == "redis":
-        return adapted_redis.RedisStreamBroker(
-            REDIS.url, queue_name=name, consumer_group_name=name
-        ).with_result_backend(
-            adapted_redis.RedisAsyncResultBackend(
-                REDIS.url, prefix_str=name, result_ex_time=60
-            ),
-        )
-    return adapted_postgres.AsyncpgBroker(
-        POSTGRES.url, table_name=name, channel_name=name
-    ).with_result_backend(
-        adapted_postgres.AsyncpgResultBackend(POSTGRES.url, table_name=f"{name}_r"),
-    )
-
-
-@pytest.fixture(params=["redis", "postgres"])
-def kind(request: pytest.FixtureRequest) -> str:
-    kind: str = request.param
-    if reason := (REDIS if kind == "redis" else POSTGRES).unavailable():
-        pytest.skip(reason)
-    return kind
-
-
-@pytest.fixture
-async def brokers(kind: str) -> AsyncIterator[list[AsyncBroker]]:
-    name = f"unique_{uuid.uuid4().hex[:12]}"
-    both = [made(kind, name) for _ in range(2)]
-    both[1].is_worker_process = True
-    for each in both:
-        await each.startup()
-    yield both
-    for each in both:
-        await each.shutdown()
-    if kind == "redis":
-        async with Redis.from_url(REDIS.url) as redis:
-            await redis.delete(name, *await redis.keys(f"{name}:*"))
-    else:
-        connection = await asyncpg.connect(POSTGRES.url)
-        await connection.execute(
-            f"DROP TABLE IF EXISTS {name}, {name}_r, {name}_r_unique",
-        )
-        await connection.close()
 
 
 @pytest.fixture
