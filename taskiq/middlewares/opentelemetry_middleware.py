@@ -12,9 +12,9 @@ import logging
 import os
 import sys
 import time
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from taskiq import __version__
 from taskiq.abc.middleware import TaskiqMiddleware
 from taskiq.batch import BatchConfig
 from taskiq.exceptions import NoResultError
@@ -171,14 +171,15 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
         meter: Meter | None = None,
     ) -> None:
         super().__init__()
+        ours = version("taskiq")
         self._tracer = tracer or get_tracer(
             __name__,
-            __version__,
+            ours,
             tracer_provider,
             _SCHEMA_URL,
         )
         self._create_metrics(
-            meter or get_meter(__name__, __version__, meter_provider, _SCHEMA_URL),
+            meter or get_meter(__name__, ours, meter_provider, _SCHEMA_URL),
         )
         self._process = psutil.Process()
         # Executions of batch tasks: their hooks run in asyncio tasks of their own, so
