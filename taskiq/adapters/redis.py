@@ -339,11 +339,12 @@ class _StreamBroker(_Broker):
         entries: Iterable[tuple[Any, Any]],
     ) -> list[_StreamMessage]:
         held, lease = self._held, self.idle_timeout / 1000
+        ack = held.ack_one  # one bound method for all of them
         return [
             _stream_message(
                 {
                     "data": fields[b"data"],
-                    "ack": partial(held.ack_one, (stream, entry_id)),
+                    "ack": partial(ack, (stream, entry_id)),
                     "ack_group": held,
                     "nack": None,
                     "nack_delays": False,
