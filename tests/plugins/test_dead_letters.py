@@ -14,6 +14,7 @@ import pytest
 
 from taskiq import AsyncBroker, BrokerMessage, Context, TaskiqDepends
 from taskiq.dead_letters import DeadLetter, DeadLetterStore, store_of
+from taskiq.exceptions import DeadLetterNotFoundError
 from taskiq.receiver import Receiver
 from tests.support.hub import HANG
 
@@ -75,7 +76,9 @@ async def letters_of(broker: AsyncBroker, count: int) -> list[DeadLetter]:
 
 
 @pytest.mark.parametrize("make", LINE_NAMES, indirect=True)
-async def test_nothing_that_fails_is_lost(make: Callable[..., AsyncBroker]) -> None:
+async def test_nothing_that_fails_is_lost(
+    make: Callable[..., AsyncBroker], caplog: pytest.LogCaptureFixture
+) -> None:
     """What failed, what nobody knows, what nobody can read, what has a bad label."""
     broker = make().with_dead_letters()
 
@@ -111,9 +114,18 @@ async def test_nothing_that_fails_is_lost(make: Callable[..., AsyncBroker]) -> N
     assert abs(error.time - time.time()) < HANG
     store = store_for(broker)
     first, *others = await letters_of(broker, 4)
+    for each in (first, *others):
+        assert f"kept in {store.queue} as {each.id}" in caplog.text
     assert [letter async for letter in store.read(first.id)] == others
     assert await store.remove([first.id, others[1].id]) == 2
     assert [each async for each in store.read()] == [others[0], others[2]]
+    with pytest.raises(DeadLetterNotFoundError):
+        await anext(store.read("none"))
+    if "rabbitmq" in type(store).__module__:
+        with pytest.raises(DeadLetterNotFoundError):
+            await anext(store.read(first.id))
+    else:
+        assert [letter async for letter in store.read(first.id)] == others[::2]
 
 
 @pytest.mark.parametrize("make", DELAYING, indirect=True)
