@@ -219,6 +219,15 @@ class DeadLetteredError(TaskRejectedError):
     reason: str
 
 
+class DeadLetterNotFoundError(TaskiqError):
+    """There is no dead letter of this id to read on behind, so nobody knows where."""
+
+    __template__ = "There is no dead letter {letter_id} in {queue}, or no more"
+
+    letter_id: str
+    queue: str
+
+
 class MaxDeliveriesError(DeadLetteredError):
     """The message was delivered more often than its task allows, and did not run.
 

@@ -13,6 +13,7 @@ from taskiq.message import TaskiqMessage
 from taskiq.outcome import Failed
 from taskiq.policies import Reason, is_over
 from taskiq.receiver.containment import attempt, call_hook, in_context
+from taskiq.receiver.deliveries import counted
 from taskiq.receiver.failures import log_unparsable
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class Admission:
     async def _check_limit(self, delivery: Delivery, limit: int) -> Failed | None:
         """Keep a message from being run that was delivered too often."""
         deliveries = await self._settlement.endings.count_of(delivery)
-        if not is_over(limit, deliveries):
+        if deliveries is None or not is_over(limit, counted(delivery, deliveries)):
             return None
         delivery.reason = Reason.MAX_DELIVERIES
         return Failed(MaxDeliveriesError(deliveries=deliveries, most=limit))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from taskiq.batch import BatchInfo, FlushReason
 from taskiq.hooks import hooks_of
 from taskiq.receiver.batch_call import BatchCall
+from taskiq.receiver.casualties import shared
 from taskiq.receiver.containment import run_hooks
 from taskiq.receiver.diagnosis import describe_batch, log_batch
 from taskiq.receiver.states import BatchState, MessageState
@@ -69,15 +70,32 @@ class BatchRun:
             await self._run_together(self._members, is_last=True)
             return
         parts = await counting.parts(self._members, self._batch.lane.config.size)
-        for number, part in enumerate(parts, 1):
+        for number, (members, turn) in enumerate(parts, 1):
             if len(parts) > 1:
-                self._info = self._info_of(part)
-            if not await self._run_together(part, is_last=number == len(parts)):
-                return
+                self._info = self._info_of(members)
+            async with turn:
+                is_last = number == len(parts)
+                if not await self._run_together(members, is_last=is_last):
+                    return
 
     async def _run_together(
         self, members: Sequence[Delivery], *, is_last: bool
     ) -> bool:
+        """Note a call where its main process sees it, should this one die, and make it.
+
+        :returns: as `_call`.
+        """
+        own = shared()
+        if own is None:
+            return await self._call(members, is_last=is_last)
+        ids = [member.message.task_id for member in members]
+        noted = own.running.begin(self._info.task_name, ids)
+        try:
+            return await self._call(members, is_last=is_last)
+        finally:
+            own.running.end(noted)
+
+    async def _call(self, members: Sequence[Delivery], *, is_last: bool) -> bool:
         """Make one call and settle its messages.
 
         :returns: whether it was begun: not once the time to stop is over.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from taskiq.acks import AckableMessage, AcknowledgeType
@@ -213,6 +214,8 @@ class Endings:
             kept: Any = await contain(store.put, letter, seconds=self._seconds)
             if isinstance(kept, Failed):
                 return kept
+            if isinstance(kept, str):
+                letter = replace(letter, id=kept)
         logger.error(
             "Dead letter: %s (%s: %s), %s.",
             delivery,
