@@ -212,6 +212,18 @@ class _ListBroker(_Broker):
     else, and a worker that is killed takes it along.
     """
 
+    async def listen(self) -> AsyncGenerator[bytes, None]:
+        """Receive messages.
+
+        A read ends before the client gives it up: a message that came meanwhile would
+        be lost with it.
+        """
+        async with self._redis() as redis:
+            while True:
+                found = await redis.brpop(self.queue_name, _LONGEST_BLOCK // 1000)
+                if found is not None:
+                    yield found[1]
+
     def _commands(
         self,
         messages: Sequence[tuple[str, bytes]],
