@@ -19,7 +19,15 @@ import tokenize
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from mypy.checker import TypeChecker
-from mypy.nodes import ArgKind, Decorator, FuncDef, RefExpr, SymbolNode, TypeInfo
+from mypy.nodes import (
+    ArgKind,
+    Decorator,
+    FuncDef,
+    RefExpr,
+    SymbolNode,
+    SymbolTable,
+    TypeInfo,
+)
 from mypy.plugin import FunctionContext, MethodContext, Plugin
 from mypy.subtypes import find_member
 from mypy.types import (
@@ -120,7 +128,7 @@ class TaskiqPlugin(Plugin):
         # Of a batch task, its function: with the names that `Concatenate` has not.
         own = [_called(given) or each for each in made.args[2:]]
         if sent is taken:
-            return made.copy_modified(args=[taken, made.args[1], *own])
+            return Instance(made.type, [taken, made.args[1], *own])
         symbol = self.lookup_fully_qualified(with_dependencies)
         if symbol is None or not isinstance(symbol.node, TypeInfo):
             return made
@@ -173,7 +181,9 @@ def _taken(made: Instance, given: ProperType | None) -> Parameters | None:
     if not is_batch or not taken.arg_types or not function.arg_kinds[0].is_positional():
         return taken
     # In the types of `Callable` and `Concatenate` the first parameter has no name.
-    return taken.copy_modified(arg_names=[function.arg_names[0], *taken.arg_names[1:]])
+    names = [function.arg_names[0], *taken.arg_names[1:]]
+    kinds, variables = taken.arg_kinds, taken.variables
+    return Parameters(taken.arg_types, kinds, names, variables=variables)
 
 
 def _left_of(partial: CallableType, *, is_batch: bool) -> Parameters:
@@ -415,12 +425,12 @@ class _Reader:
 
     def _symbol(self, module: str, path: _Path) -> SymbolNode | None:
         """Give what a name below a module stands for; for a class, its constructor."""
-        names = self._modules[module].names if module else {}
+        names = self._modules[module].names if module else SymbolTable()
         node: SymbolNode | None = None
         for name in path:
             found = names.get(name)
             node = None if found is None else found.node
-            names = node.names if isinstance(node, TypeInfo) else {}
+            names = node.names if isinstance(node, TypeInfo) else SymbolTable()
         if isinstance(node, TypeInfo):
             constructor = node.get("__init__")
             return None if constructor is None else constructor.node
