@@ -4,11 +4,11 @@
 anchors that do not exist, everything that would be loaded from another server, and
 tools such as this one that were published with the pages.
 
-If there is a Chromium, every page is opened in it, too, as wide as a desktop and as a
-phone. Reported are what sticks out of the page, code that is cut off, names that break
-in tables, images that do not show, and text that is too faint in either scheme. With
-``--browser`` there has to be one. ``--screenshots DIRECTORY`` keeps pictures of the
-pages. Needs nothing but the standard library. Exits with 1 if it finds anything.
+If there is a Chromium, every page is opened in it, too, as wide as a desktop, a tablet
+and a phone. Reported are what sticks out of the page, code that is cut off, names that
+break in tables, images that do not show, and text that is too faint in either scheme.
+With ``--browser`` there has to be one. ``--screenshots DIRECTORY`` keeps pictures of
+the pages. Needs nothing but the standard library. Exits with 1 if it finds anything.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WIDTHS = (1280, 390)
+WIDTHS = (1280, 768, 390)
 #: What Chromium may be called.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 #: Seconds for the browser to look at all pages.
-PATIENCE = 600
+PATIENCE = 900
 #: Elements whose address is loaded with the page, and those that are only followed.
 LOADED = {("script", "src"), ("img", "src"), ("link", "href"), ("source", "src")}
 FOLLOWED = {("a", "href")}

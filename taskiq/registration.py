@@ -36,6 +36,7 @@ from taskiq.unique_release import ensure_release
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable
 
+    from taskiq.decor import BatchTaskOf
     from taskiq.policies import OnFailure
 
 _FuncParams = ParamSpec("_FuncParams")
@@ -256,7 +257,7 @@ class TaskRegistry(ABC):
         unique: bool | Callable[..., object] | None = None,
         unique_ttl: float | None = None,
         **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
+    ) -> BatchTaskOf[_Item, _FuncParams, _ReturnType, _ReturnType]: ...
 
     @overload
     def register_task(
@@ -286,9 +287,11 @@ class TaskRegistry(ABC):
         unique: bool | Callable[..., object] | None = None,
         unique_ttl: float | None = None,
         **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[
-        Concatenate[_Item, _FuncParams],
+    ) -> BatchTaskOf[
+        _Item,
+        _FuncParams,
         Coroutine[Any, Any, _ReturnType],
+        Coroutine[Any, Any, list[_ReturnType | Exception]],
     ]: ...
 
     @overload
@@ -319,9 +322,11 @@ class TaskRegistry(ABC):
         unique: bool | Callable[..., object] | None = None,
         unique_ttl: float | None = None,
         **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[
-        Concatenate[_Item, _FuncParams],
+    ) -> BatchTaskOf[
+        _Item,
+        _FuncParams,
         Coroutine[Any, Any, _ReturnType],
+        Coroutine[Any, Any, list[_ReturnType]],
     ]: ...
 
     @overload
@@ -352,7 +357,9 @@ class TaskRegistry(ABC):
         unique: bool | Callable[..., object] | None = None,
         unique_ttl: float | None = None,
         **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
+    ) -> BatchTaskOf[
+        _Item, _FuncParams, _ReturnType, list[_ReturnType | Exception]
+    ]: ...
 
     @overload
     def register_task(
@@ -379,7 +386,7 @@ class TaskRegistry(ABC):
         unique: bool | Callable[..., object] | None = None,
         unique_ttl: float | None = None,
         **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
+    ) -> BatchTaskOf[_Item, _FuncParams, _ReturnType, list[_ReturnType]]: ...
 
     @overload
     def register_task(
@@ -406,7 +413,7 @@ class TaskRegistry(ABC):
         unique: bool | Callable[..., object] | None = None,
         unique_ttl: float | None = None,
         **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
+    ) -> BatchTaskOf[_Item, _FuncParams, _ReturnType, _ReturnType]: ...
 
     @overload
     def register_task(
