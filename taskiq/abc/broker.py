@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from taskiq.batch import BatcherStatistics
     from taskiq.dead_letters.store import DeadLetterStore
     from taskiq.policies import OnFailure
+    from taskiq.rates import RateStore
     from taskiq.unique import UniqueStore
 
 __all__ = [
@@ -118,6 +119,9 @@ class AsyncBroker(TaskRegistry):
     abort_store: AbortStore | None = None
     #: Where keys of unique tasks are held; `None` leaves it to the result backend.
     unique_store: UniqueStore | None = None
+    #: Counts the calls of tasks with a rate for all processes; `None` leaves it to the
+    #: result backend.
+    rate_store: RateStore | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -282,6 +286,17 @@ class AsyncBroker(TaskRegistry):
         :returns: this broker.
         """
         self.unique_store = unique_store
+        return self
+
+    def with_rate_store(self, rate_store: RateStore) -> Self:
+        """Count the calls of tasks with a rate there; before a worker starts.
+
+        All who run messages need the same one. Without it the result backend's is
+        taken, if that has one; else each process keeps rates by itself.
+
+        :returns: this broker.
+        """
+        self.rate_store = rate_store
         return self
 
     def with_id_generator(self, task_id_generator: Callable[[], str]) -> Self:

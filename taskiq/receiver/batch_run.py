@@ -31,6 +31,7 @@ class BatchRun:
 
     :param runtime: what its parts are asked of.
     :ivar broker: whose messages it has.
+    :ivar is_paced: whether one more call of it waits for the rate of its task.
     """
 
     is_batched = True
@@ -39,6 +40,7 @@ class BatchRun:
         self.broker: object = runtime.broker
         self._runtime = runtime
         self._batch = batch
+        self.is_paced = False
         self._members = list(batch.members)
         self._name = ""
         self._waited = runtime.clock.time() - batch.opened_at
@@ -73,6 +75,8 @@ class BatchRun:
         for number, (members, turn) in enumerate(parts, 1):
             if len(parts) > 1:
                 self._info = self._info_of(members)
+            if number > 1:
+                await self._turn()
             async with turn:
                 is_last = number == len(parts)
                 if not await self._run_together(members, is_last=is_last):
@@ -112,6 +116,7 @@ class BatchRun:
             runtime.receiver.execution,
             self._info,
             members,
+            self._turn,
             runtime.aborting,
         )
         outcomes = await call.run()
@@ -121,6 +126,9 @@ class BatchRun:
             self._info = replace(self._info, isolation_calls=call.extra_calls)
         await self._settle(members, outcomes, call.seconds)
         return True
+
+    async def _turn(self) -> None:
+        await self._runtime.turn_to_call_again(self, self._batch)
 
     async def _settle(
         self,

@@ -21,11 +21,11 @@ from __future__ import annotations
 
 import decimal
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from taskiq.batch import BatcherStatistics, FlushReason
-from taskiq.rates import Pace
+from taskiq.receiver.paces import own_pace
 from taskiq.receiver.ranking import foremost
 from taskiq.receiver.states import BatchState, Holder, Unit
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from taskiq.batch import BatchConfig
     from taskiq.clock import Alarm, Clock
+    from taskiq.receiver.paces import AnyPace, MakePace
 
 #: Least seconds a message waits for room before one more is read meanwhile: what a
 #: process holds must not grow by more than one message a second.
@@ -204,6 +205,7 @@ class Lane(Generic[_Member]):
     """What is held for one task. A lane lives while it holds a member."""
 
     __slots__ = (
+        "again",
         "alarm",
         "batcher",
         "buffered",
@@ -227,7 +229,7 @@ class Lane(Generic[_Member]):
         batcher: Batcher[_Member],
         owner: Hashable,
         config: BatchConfig,
-        pace: Pace | None,
+        pace: AnyPace | None,
     ) -> None:
         self.batcher = batcher
         self.owner = owner
@@ -251,7 +253,9 @@ class Lane(Generic[_Member]):
         self.alarm: Alarm | None = None
         # When its next call may start, `None` for no rate.
         self.pace = pace
-        # Armed exactly while a batch is due and it is not the moment for a call.
+        # Calls beyond the first of batches that run: each goes before a due batch.
+        self.again: deque[Callable[[], object]] = deque()
+        # Armed exactly while a call waits and it is not its moment.
         self.start_alarm: Alarm | None = None
         # Admitted and not yet settled: the number `max_buffered` bounds.
         self.buffered = 0
@@ -265,6 +269,12 @@ class Lane(Generic[_Member]):
         """Whether `concurrency` and `rate` let one more call start."""
         limit = self.config.concurrency
         return (limit is None or self.running < limit) and self.start_alarm is None
+
+    @property
+    def calls_waiting(self) -> int:
+        """At least how many calls have a reason to start; 0 for none."""
+        own = len(self.due[0][1].group.queue) - 1 if self.due else 0
+        return len(self.due) + own + len(self.again)
 
     @property
     def is_ranked(self) -> bool:
@@ -305,15 +315,22 @@ class Batcher(Generic[_Member]):
     :param clock: source of time and of alarms.
     :param wake: called whenever a batch may have become ready to be taken. It must not
         call back into the batcher.
+    :param make_pace: makes the pace of an owner.
     """
 
-    def __init__(self, clock: Clock, wake: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        wake: Callable[[], object],
+        make_pace: MakePace = own_pace,
+    ) -> None:
         self._clock = clock
         self._wake = wake
+        self._make_pace = make_pace
         self._lanes: dict[Hashable, Lane[_Member]] = {}
         self._sequence = 0
         # Of owners with a rate: it holds, too, while nothing of one is held.
-        self._paces: dict[Hashable, Pace] = {}
+        self._paces: dict[Hashable, AnyPace] = {}
         # While set, a batch falls due with this reason as soon as it is opened.
         self._draining: FlushReason | None = None
 
@@ -366,8 +383,13 @@ class Batcher(Generic[_Member]):
 
     @property
     def is_paced(self) -> bool:
-        """Whether a batch is due that waits for the rate of its task."""
+        """Whether a call waits for the rate of its task."""
         return any(lane.start_alarm is not None for lane in self._lanes.values())
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether a member of an owner with a rate has been offered."""
+        return bool(self._paces)
 
     @property
     def is_empty(self) -> bool:
@@ -405,6 +427,24 @@ class Batcher(Generic[_Member]):
         batch.reason = FlushReason.MANUAL
         self._seal(batch)
         return batch
+
+    def call_again(self, batch: Batch[_Member], go: Callable[[], object]) -> None:
+        """Have a batch that runs wait for one more call, where its task has a rate.
+
+        :param go: called once, perhaps at once: it may start now. It must not call back
+            into the batcher.
+        """
+        if batch.lane.pace is None:
+            go()
+        else:
+            batch.lane.again.append(go)
+            self._keep_pace(batch.lane)
+
+    def call_no_more(self, batch: Batch[_Member], go: Callable[[], object]) -> None:
+        """Learn that the batch does not wait for that call any more."""
+        if go in batch.lane.again:
+            batch.lane.again.remove(go)
+            self._keep_pace(batch.lane)
 
     def call_ended(self, batch: Batch[_Member]) -> None:
         """Give the batch's right to run back; its members are still being settled."""
@@ -653,18 +693,28 @@ class Batcher(Generic[_Member]):
             self._keep_pace(batch.lane)
             self._wake()
 
-    def _pace(self, owner: Hashable, rate: str) -> Pace:
+    def _pace(self, owner: Hashable, rate: str) -> AnyPace:
         pace = self._paces.get(owner)
         if pace is None:
-            pace = self._paces[owner] = Pace(rate)
+            pace = self._paces[owner] = self._make_pace(
+                owner,
+                rate,
+                lambda: self._pace_changed(owner),
+            )
         return pace
+
+    def _pace_changed(self, owner: Hashable) -> None:
+        lane = self._lanes.get(owner)
+        if lane is not None and lane.start_alarm is not None:
+            lane.start_alarm.cancel()
+            self._may_start_again(lane)
 
     def _keep_pace(self, lane: Lane[_Member]) -> None:
         """Arm the alarm for the next call of a lane, or disarm it, as things stand."""
         pace = lane.pace
         if pace is None:
             return
-        waits = bool(lane.due) and not pace.is_due(self._clock.time())
+        waits = self._waits_for_pace(lane, pace)
         if lane.start_alarm is not None and not waits:
             lane.start_alarm.cancel()
             lane.start_alarm = None
@@ -674,6 +724,20 @@ class Batcher(Generic[_Member]):
                 pace.next_at,
                 lambda: self._may_start_again(lane),
             )
+
+    def _waits_for_pace(self, lane: Lane[_Member], pace: AnyPace) -> bool:
+        """Whether a call of a lane waits whose moment has not come."""
+        now = self._clock.time()
+        while waiting := lane.calls_waiting:
+            pace.want(now, waiting)
+            if not pace.is_due(now):
+                return True
+            if not lane.again:
+                return False
+            pace.start(now)
+            lane.again.popleft()()
+        pace.rest()
+        return False
 
     def _may_start_again(self, lane: Lane[_Member]) -> None:
         lane.start_alarm = None

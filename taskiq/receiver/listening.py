@@ -162,6 +162,7 @@ class Listening:
         finally:
             if grace is not None:
                 await runtime.tasks.cancel()
+                await runtime.paces.close()
                 runtime.leases.close()
                 if runtime.aborting is not None:
                     await runtime.aborting.close()

@@ -10,13 +10,14 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING
 
-from taskiq.rates import Pace
+from taskiq.receiver.paces import own_pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from taskiq.clock import Alarm, Clock
     from taskiq.receiver.delivery import Delivery
+    from taskiq.receiver.paces import AnyPace, MakePace
     from taskiq.receiver.prepared import PreparedTask
 
 
@@ -25,8 +26,8 @@ class _Line:
 
     __slots__ = ("alarm", "called", "pace", "waiting")
 
-    def __init__(self, rate: str) -> None:
-        self.pace = Pace(rate)
+    def __init__(self) -> None:
+        self.pace: AnyPace
         self.waiting: collections.OrderedDict[Delivery, Callable[[], object]] = (
             collections.OrderedDict()
         )
@@ -39,10 +40,12 @@ class Pacing:
     """The lines of one event loop.
 
     :param clock: source of time and of alarms.
+    :param make_pace: makes the pace of a task.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, make_pace: MakePace = own_pace) -> None:
         self._clock = clock
+        self._make_pace = make_pace
         self._lines: dict[PreparedTask, _Line] = {}
         # Those who wait here and nowhere else: no asyncio task is theirs.
         self._held: set[Delivery] = set()
@@ -113,7 +116,8 @@ class Pacing:
         line = self._lines.get(task)
         if line is None:
             assert task.rate is not None  # noqa: S101
-            line = self._lines[task] = _Line(task.rate)
+            line = self._lines[task] = made = _Line()
+            made.pace = self._make_pace(task, task.rate, lambda: self._call_next(made))
         return line
 
     def _call_next(self, line: _Line) -> None:
@@ -121,7 +125,9 @@ class Pacing:
             line.alarm.cancel()
             line.alarm = None
         if line.called is None and line.waiting:
-            if line.pace.is_due(self._clock.time()):
+            now = self._clock.time()
+            line.pace.want(now, len(line.waiting))
+            if line.pace.is_due(now):
                 line.called, go = line.waiting.popitem(last=False)
                 self._held.discard(line.called)
                 go()
@@ -130,6 +136,8 @@ class Pacing:
                     line.pace.next_at,
                     lambda: self._call_next(line),
                 )
+        elif line.called is None:
+            line.pace.rest()
         self._tell_if_empty()
 
     def _tell_if_empty(self) -> None:

@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.exceptions import TaskAbortedError
+from taskiq.rates import store_of
 from taskiq.receiver.aborting import Aborting, abort, log_aborted
 from taskiq.receiver.admission import Admission
 from taskiq.receiver.batch_run import BatchRun
@@ -27,6 +28,7 @@ from taskiq.receiver.diagnosis import (
 )
 from taskiq.receiver.flushes import FlushHistory
 from taskiq.receiver.leases import Leases
+from taskiq.receiver.paces import Paces
 from taskiq.receiver.pacing import Pacing
 from taskiq.receiver.settlement import Settlement
 from taskiq.receiver.states import BatchState, Holder, MessageState, Unit
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from taskiq.batch import BatcherStatistics, FlushReason
     from taskiq.clock import Clock
     from taskiq.outcome import Failed
+    from taskiq.receiver.batcher import Batch
     from taskiq.receiver.listening import Listening
     from taskiq.receiver.receiver import Receiver
     from taskiq.receiver.tasks import Subject
@@ -88,8 +91,15 @@ class Runtime:
         self.admission = Admission(receiver, self.settlement, self.leases)
         self.admission.aborting = self.aborting = Aborting.of(self)
         self.clock: Clock = loop if clock is None else clock
-        self.pacing = Pacing(self.clock)
-        self.batcher: Batcher[Delivery] = Batcher(self.clock, wake=self._wake)
+        self.paces = Paces(
+            self.clock,
+            lambda: store_of(broker),
+            lambda work: self.tasks.begin(work, None, context=self.base),
+        )
+        self.pacing = Pacing(self.clock, self.paces.make)
+        self.batcher: Batcher[Delivery] = Batcher(
+            self.clock, self._wake, self.paces.make
+        )
         self.listening: Listening | None = None
         self.is_open = False
         self.short_batches = ShortBatchWatches()
@@ -100,6 +110,8 @@ class Runtime:
         # Set by whatever wakes the starter, where somebody waits for batches that wait
         # for the rate of their task.
         self._woken: asyncio.Event | None = None
+        # Resolved when a batch that runs begins to wait for its rate.
+        self._paced: asyncio.Future[None] | None = None
         # Waits for capacity while a batch is due; there is none when none is.
         self._starter: asyncio.Task[Any] | None = None
         # Looks after calls that wait for results while this is listening.
@@ -399,6 +411,28 @@ class Runtime:
             self._starter = None
             self._wake()
 
+    async def turn_to_call_again(self, run: BatchRun, batch: Batch[Delivery]) -> None:
+        """Wait for the rate of a task before one more call of a batch that runs."""
+        if batch.lane.pace is None:
+            return
+        turn = self.loop.create_future()
+
+        def go() -> None:
+            if not turn.done():  # it may have been cancelled just now
+                turn.set_result(None)
+
+        self.batcher.call_again(batch, go)
+        run.is_paced = True
+        if self._paced is not None and not self._paced.done():
+            self._paced.set_result(None)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self.batcher.call_no_more(batch, go)
+            raise
+        finally:
+            run.is_paced = False
+
     async def _start_due(self) -> None:
         """Start batches while one is due, each with an execution slot of its own."""
         if self._starter is None:
@@ -443,9 +477,14 @@ class Runtime:
         await asyncio.sleep(0)  # who has just begun is to say that it waits
         while running := self.tasks.of(_is_running):
             # Any of them may come to wait, or let others begin.
-            is_paced = self.pacing.is_used
-            until = asyncio.FIRST_COMPLETED if is_paced else asyncio.ALL_COMPLETED
-            await asyncio.wait(running, return_when=until)
+            if self.pacing.is_used or self.batcher.has_rates:
+                self._paced = self._paced or self.loop.create_future()
+                until = (*running, self._paced)
+                await asyncio.wait(until, return_when=asyncio.FIRST_COMPLETED)
+                if self._paced is not None and self._paced.done():
+                    self._paced = None
+            else:
+                await asyncio.wait(running)
             await asyncio.sleep(0)
 
     async def wait_idle(
@@ -572,7 +611,7 @@ class Runtime:
 
 
 def _is_running(subject: Subject | None) -> bool:
-    return not (isinstance(subject, Delivery) and subject.is_paced)
+    return not (isinstance(subject, (Delivery, BatchRun)) and subject.is_paced)
 
 
 def _is_joining(subject: Subject | None) -> bool:
