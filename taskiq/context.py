@@ -128,7 +128,7 @@ class Context:
 
         :param delay: seconds until it is delivered again, `None` for at once.
         :raises MessageNackedError: always, to end the task.
-        :raises ValueError: when `delay` is no finite number of seconds, 0 or more.
+        :raises ValueError: when `delay` is no number of seconds from 0 to 49 days.
         """
         raise MessageNackedError(delay=read_delay(delay))
 
@@ -252,7 +252,7 @@ class BatchContext(Context):
         :raises MessageNackedError: without an index.
         :raises IndexError: when the batch has no such index.
         :raises RuntimeError: when this message has an outcome already.
-        :raises ValueError: when `delay` is no finite number of seconds, 0 or more.
+        :raises ValueError: when `delay` is no number of seconds from 0 to 49 days.
         """
         error = MessageNackedError(delay=read_delay(delay))
         if index is None:

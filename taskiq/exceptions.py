@@ -122,6 +122,21 @@ class UnsendableArgumentError(SendTaskError):
     reason: str
 
 
+class UnsendableBytesError(SendTaskError):
+    """A broker sends only text, and the serializer writes bytes that are none.
+
+    `broker` is the name of its class. The cause says which byte it was.
+    """
+
+    __template__ = (
+        "Cannot send task {task_name}: {broker} sends text, and the message is none. "
+        "Give the broker a serializer that writes text, such as JSONSerializer"
+    )
+
+    task_name: str
+    broker: str
+
+
 class SharedBrokerSendTaskError(SendTaskError):
     """A shared task was sent before a default broker was set."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
-from taskiq.exceptions import SendManyError, SendTaskError
+from taskiq.exceptions import SendManyError
 from taskiq.hooks import hooks_of
 from taskiq.labels import prepare_label
 from taskiq.message import TaskiqMessage
@@ -26,7 +26,7 @@ from taskiq.sending import (
     run_pre_send,
 )
 from taskiq.unique_sending import UniqueSending
-from taskiq.unsendable import dump_message
+from taskiq.unsendable import dump_message, refused_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -153,7 +153,7 @@ class AsyncKicker(ManySender[_FuncParams, _ReturnType]):
                 try:
                     await broker.kick(dumped)
                 except Exception as exc:
-                    raise SendTaskError from exc
+                    raise refused_by(broker, self.task_name, exc) from exc
             except (Exception, asyncio.CancelledError) as exc:
                 await run_on_send_error(hooks.on_send_error, message, exc)
                 raise

@@ -19,7 +19,7 @@ from taskiq.bulk import CHUNK_SIZE, cancel_all
 from taskiq.exceptions import SendManyError, SendTaskError
 from taskiq.hooks import hooks_of
 from taskiq.task import AsyncTaskiqTask
-from taskiq.unsendable import dump_message
+from taskiq.unsendable import dump_message, refused_by
 from taskiq.utils import maybe_awaitable
 
 if TYPE_CHECKING:
@@ -442,7 +442,7 @@ class Sending:
         if outcome is None:
             self._handles[number] = handle
         else:
-            self._errors[number] = _send_error(outcome)
+            self._errors[number] = refused_by(self._broker, self._task_name, outcome)
 
     def _error(self) -> SendManyError:
         first = min(self._errors)
@@ -536,12 +536,6 @@ async def _kick_many(
         )
         return [error] * len(messages)
     return outcomes
-
-
-def _send_error(cause: Exception) -> SendTaskError:
-    error = SendTaskError()
-    error.__cause__ = cause
-    return error
 
 
 def _reason(error: Exception) -> BaseException:

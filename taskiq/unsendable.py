@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from taskiq.exceptions import SendTaskError, UnsendableArgumentError
+from taskiq.exceptions import (
+    SendTaskError,
+    UnsendableArgumentError,
+    UnsendableBytesError,
+)
 from taskiq.faults import find_fault, reason_of
 
 if TYPE_CHECKING:
@@ -47,6 +51,16 @@ def _send_error(formatter: TaskiqFormatter, message: TaskiqMessage) -> SendTaskE
     # Each part can be dumped by itself: they are too many together, or the formatter
     # is broken. Only the cause knows.
     return SendTaskError()
+
+
+def refused_by(broker: object, task_name: str, cause: Exception) -> SendTaskError:
+    """Make the error of a message that a broker did not send, with its cause."""
+    error = SendTaskError()
+    if isinstance(cause, UnicodeDecodeError):
+        kind = type(broker).__name__
+        error = UnsendableBytesError(task_name=task_name, broker=kind)
+    error.__cause__ = cause
+    return error
 
 
 def _as_argument(part: Any) -> dict[str, Any]:

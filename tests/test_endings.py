@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
@@ -156,8 +157,9 @@ async def test_a_plain_task_gives_its_message_back_or_puts_it_aside() -> None:
     assert isinstance((await handle.get_result()).error, DeadLetteredError)
     [letter] = letters_of(broker)
     assert (letter.reason, letter.deliveries, len(runs)) == ("requested", 3, 3)
-    with pytest.raises(ValueError, match="delay must be a number of seconds"):
-        Context(TaskiqMessage.model_construct(), broker).nack(delay=-1)
+    for delay in (-1, 4_294_968, math.nan, True):
+        with pytest.raises(ValueError, match="delay must be a number of seconds"):
+            Context(TaskiqMessage.model_construct(), broker).nack(delay=delay)
 
 
 class Bare(InMemoryBroker):
