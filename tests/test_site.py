@@ -148,3 +148,19 @@ def test_the_picture_of_back_pressure_holds_what_the_guide_promises() -> None:
     assert max(each.batches for each in held) == most
     assert max(each.waiting for each in held) == slots
     assert all(each.waiting == slots for each in held if each.broker)
+
+
+def test_a_name_with_a_hyphen_is_kept_whole_in_text_and_left_alone_in_blocks() -> None:
+    hook = runpy.run_path(str(DOCS / "whole_words.py"))
+    marked = hook["on_page_content"](
+        "<p><code>taskiq --max-async-tasks 5 x</code></p>"
+        "<pre><code>taskiq --workers</code></pre>"
+        f"<code>--{'long' * 9}</code>",
+    )
+    whole = '<span class="whole">--max-async-tasks</span>'
+    assert marked == (
+        f"<p><code>taskiq {whole} 5 x</code></p>"
+        "<pre><code>taskiq --workers</code></pre>"
+        f"<code>--{'long' * 9}</code>"
+    )
+    assert ".md-typeset code .whole" in STYLE
