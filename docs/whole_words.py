@@ -1,7 +1,8 @@
-"""A hook of mkdocs: names with a hyphen do not break at it, as ``--max-async-tasks``.
+"""A hook of mkdocs: names do not break in a line of text, as ``--max-async-tasks``.
 
 No style can say so: a browser may break a line after any hyphen. So each such word of
-inline code becomes an element of its own, which docs/assets/extra.css keeps whole.
+inline code becomes an element of its own, which docs/assets/extra.css keeps whole. A
+word that is too long for a phone may break behind its dots and brackets.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ LONGEST: Final = 36
 
 _BLOCK: Final = re.compile(r"(<pre\b.*?</pre>)", re.DOTALL)
 _CODE: Final = re.compile(r"(<code>)([^<]*)(</code>)")
-_WORD: Final = re.compile(r"[^\s]*-[^\s]+")
+_WORD: Final = re.compile(r"\S+")
+_JOINT: Final = re.compile(r"[.(/=,]")
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -31,4 +33,6 @@ def _marked(code: re.Match[str]) -> str:
 
 def _whole(word: re.Match[str]) -> str:
     text = word[0]
-    return f'<span class="whole">{text}</span>' if len(text) <= LONGEST else text
+    if len(text) > LONGEST:
+        return _JOINT.sub(r"\g<0><wbr>", text)
+    return f'<span class="whole">{text}</span>' if "-" in text else text
