@@ -6,7 +6,7 @@ tools such as this one that were published with the pages.
 
 If there is a Chromium, every page is opened in it, too, as wide as a desktop, a tablet
 and a phone. Reported are what sticks out of the page, code that is cut off, names that
-break in tables, images that do not show, and text that is too faint in either scheme.
+break, images that do not show, and text that is too faint in either scheme.
 With ``--browser`` there has to be one. ``--screenshots DIRECTORY`` keeps pictures of
 the pages. Needs nothing but the standard library. Exits with 1 if it finds anything.
 """
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WIDTHS = (1280, 768, 390)
+#: Characters of the longest name that has to stand in one line.
+LONGEST = 30
 #: What Chromium may be called.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 #: Seconds for the browser to look at all pages.
@@ -78,11 +80,28 @@ function faultsOf(frame, width) {
   for (const name of page.querySelectorAll("td:first-child code"))
     if (name.getClientRects().length > 1)
       faults.push(`name breaks in a table: ${name.textContent}`);
+  for (const code of page.querySelectorAll(":is(p, li, td) code:not(pre *)"))
+    for (const name of brokenNamesIn(code)) faults.push(`name breaks: ${name}`);
   for (const image of page.images)
     if (image.complete && image.naturalWidth === 0)
       faults.push(`image does not show: ${image.src}`);
   faults.push(...faintIn(page, "default"), ...faintIn(page, "slate"));
   return faults;
+}
+
+// Names of arguments and options that stand in two lines. Long ones may.
+function* brokenNamesIn(code) {
+  const page = code.ownerDocument;
+  const texts = page.createTreeWalker(code, NodeFilter.SHOW_TEXT);
+  for (let text = texts.nextNode(); text; text = texts.nextNode())
+    for (const { 0: name, index } of text.data.matchAll(/[-\\w]+/g)) {
+      if (name.length > LONGEST) continue;
+      const range = page.createRange();
+      range.setStart(text, index);
+      range.setEnd(text, index + name.length);
+      const tops = [...range.getClientRects()].map((each) => Math.round(each.top));
+      if (new Set(tops).size > 1) yield name;
+    }
 }
 
 const channelsOf = (colour) => colour.match(/[\\d.]+/g).map(Number);
@@ -255,6 +274,7 @@ class Handler(SimpleHTTPRequestHandler):
         path = urlsplit(self.path)
         if path.path == "/harness":
             text = HARNESS.replace("PAGES", json.dumps(self.pages))
+            text = text.replace("LONGEST", str(LONGEST))
             self._send(text.replace("WIDTHS", json.dumps(WIDTHS)))
         elif path.path == "/frame":
             width, height, page = path.query.split(",", maxsplit=2)

@@ -36,10 +36,10 @@ WIDTH: Final = 640
 STYLE: Final = f"""
 .card {{ fill: {CARD} }}
 .title {{ font: 600 17px system-ui, sans-serif; fill: {COPPER} }}
-.reason {{ font: 600 16px system-ui, sans-serif; fill: {PAPER} }}
-.code {{ font: 13px ui-monospace, Menlo, Consolas, monospace; fill: {MIST} }}
-.note {{ font: 14px system-ui, sans-serif; fill: {MIST} }}
-.message {{ font: 14px system-ui, sans-serif; fill: {BLUE} }}
+.reason {{ font: 600 17px system-ui, sans-serif; fill: {PAPER} }}
+.code {{ font: 15px ui-monospace, Menlo, Consolas, monospace; fill: {MIST} }}
+.note {{ font: 15px system-ui, sans-serif; fill: {MIST} }}
+.message {{ font: 16px system-ui, sans-serif; fill: {BLUE} }}
 .middle {{ text-anchor: middle }}
 .end {{ text-anchor: end }}
 .tick {{ stroke: {MIST}; stroke-width: 1; stroke-dasharray: 2 5; opacity: 0.5 }}
@@ -47,7 +47,7 @@ STYLE: Final = f"""
 .due {{ stroke: {COPPER}; stroke-width: 4; stroke-linecap: round }}
 .dot {{ fill: {BLUE}; stroke: {CARD}; stroke-width: 2 }}
 .next {{ fill: {CARD}; stroke: {BLUE}; stroke-width: 2.5 }}
-.inside {{ font: 600 11px system-ui, sans-serif; text-anchor: middle }}
+.inside {{ font: 600 13px system-ui, sans-serif; text-anchor: middle }}
 .leaves {{ stroke: {COPPER}; stroke-width: 3 }}
 .most {{ stroke: {PAPER}; stroke-width: 1.5; stroke-dasharray: 6 4 }}
 .batches {{ fill: {BLUE} }}
@@ -317,7 +317,7 @@ class Pressed:
 # -- The drawings ---------------------------------------------------------------------
 
 #: Pixels: a row, the first one; the time line and one second of it; the result.
-ROW, TOP, LINE, SECOND, RESULT = 58, 96, 226, 218, 548
+ROW, TOP, LINE, SECOND, RESULT = 58, 96, 240, 210, 552
 SECONDS: Final = (0, 0.5, 1)
 
 
@@ -403,12 +403,12 @@ def draw_flushes() -> str:
     parts += [
         f'<circle class="dot" cx="32" cy="{bottom + 11}" r="7"/>',
         text("note", 46, bottom + 16, "a message of the batch"),
-        f'<circle class="next" cx="236" cy="{bottom + 11}" r="7"/>',
-        text("note", 250, bottom + 16, "of another batch"),
-        line("due", 386, bottom + 11, 412, bottom + 11),
-        text("note", 422, bottom + 16, "may leave"),
-        line("leaves", 508, bottom + 1, 508, bottom + 21),
-        text("note", 518, bottom + 16, "the call starts"),
+        f'<circle class="next" cx="240" cy="{bottom + 11}" r="7"/>',
+        text("note", 254, bottom + 16, "of another batch"),
+        line("due", 394, bottom + 11, 416, bottom + 11),
+        text("note", 426, bottom + 16, "may leave"),
+        line("leaves", 514, bottom + 1, 514, bottom + 21),
+        text("note", 524, bottom + 16, "the call starts"),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"

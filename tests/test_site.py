@@ -148,3 +148,19 @@ def test_the_picture_of_back_pressure_holds_what_the_guide_promises() -> None:
     assert max(each.batches for each in held) == most
     assert max(each.waiting for each in held) == slots
     assert all(each.waiting == slots for each in held if each.broker)
+
+
+def test_a_name_is_kept_whole_in_text_and_left_alone_in_blocks() -> None:
+    hook = runpy.run_path(str(DOCS / "whole_words.py"))["on_page_content"]
+    block = "<pre><code>taskiq --workers</code></pre>"
+    marked = hook(f"<p><code>taskiq --max-async-tasks 5</code></p>{block}")
+    whole = '<span class="whole">--max-async-tasks</span>'
+    assert marked == f"<p><code>taskiq {whole} 5</code></p>{block}"
+    assert ".md-typeset code .whole" in STYLE
+
+
+def test_a_word_too_long_for_a_phone_may_break_where_its_names_end() -> None:
+    hook = runpy.run_path(str(DOCS / "whole_words.py"))["on_page_content"]
+    long = "rewrite(taskiq.testing.conformance_of_brokers)"
+    broken = "rewrite(<wbr>taskiq.<wbr>testing.<wbr>conformance_of_brokers)"
+    assert hook(f"<code>{long}</code>") == f"<code>{broken}</code>"
