@@ -194,6 +194,10 @@ class Delivery(Holder):
         """Wait on, and let others be read meanwhile."""
         self.move(MessageState.PARKED)
 
+    def steps_aside(self) -> None:
+        """Wait for the rate of its task, and let others be read meanwhile."""
+        self.move(MessageState.PACED)
+
     def is_acked_at(self, moment: AcknowledgeType) -> bool:
         """Whether this is the moment to acknowledge it."""
         return self.ack_type is moment and self.controller.is_ackable
