@@ -30,6 +30,10 @@ _RATE: Final = re.compile(r"([0-9]{1,9})/([smh])")
 #: never on time. Whoever comes later has been idle, and gets nothing for that.
 LATENESS: Final = 0.05
 
+#: How many messages of a plain task wait for its rate while a worker reads on: as many
+#: as a batch task holds where nothing else is said.
+SHARE: Final = 1000
+
 #: Seconds that an alarm may ring early: clocks are as coarse as this at most.
 EARLY: Final = 1e-6
 

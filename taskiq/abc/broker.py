@@ -33,7 +33,6 @@ from taskiq.registration import TaskRegistry
 from taskiq.result_backends.dummy import DummyResultBackend
 from taskiq.serializers.json_serializer import JSONSerializer
 from taskiq.state import TaskiqState
-from taskiq.unique_release import ensure_release
 from taskiq.utils import maybe_awaitable
 from taskiq.warnings import TaskiqDeprecationWarning
 
@@ -204,8 +203,6 @@ class AsyncBroker(TaskRegistry):
         )
 
     async def _start(self, *events: TaskiqEvents) -> None:
-        if any(task.unique is not None for task in self.get_all_tasks().values()):
-            ensure_release(self)  # some may be those of the shared broker
         await self.lifecycle.start(self._hooks(events, "startup"), self._results)
 
     async def _stop(self, *events: TaskiqEvents) -> None:

@@ -91,6 +91,11 @@ if holder then return holder end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return ARGV[1]
 """
+#: Holds a key on that is held under this token.
+_RENEW: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
 #: Lets go of a key that is held under this token.
 _RELEASE: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
@@ -863,6 +868,20 @@ class _UniqueKeys(GroupedUniqueKeys):
     async def _release_chunk(self, held: Sequence[tuple[str, str]]) -> list[Any]:
         replies = await self._run(
             [("EVAL", _RELEASE, 1, self._name(key), token) for key, token in held],
+        )
+        return [_error(reply) for reply in replies]
+
+    async def _renew_many(self, claims: Sequence[Claim]) -> Sequence[Any]:
+        return await in_chunks(
+            self._renew_chunk, claims, lambda claim: _size_of_text(claim.token)
+        )
+
+    async def _renew_chunk(self, claims: Sequence[Claim]) -> list[Any]:
+        replies = await self._run(
+            [
+                ("EVAL", _RENEW, 1, self._name(key), token, max(int(ttl * 1000), 1))
+                for key, token, ttl in claims
+            ],
         )
         return [_error(reply) for reply in replies]
 

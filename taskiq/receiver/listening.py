@@ -120,6 +120,8 @@ class Listening:
                 queue.put_nowait(delivery)
                 raise
             if delivery.is_paced:
+                if delivery.state is MessageState.PACED:
+                    delivery.move(MessageState.ADMITTING)
                 runtime.pacing.started(delivery)
                 delivery.is_paced = False
             try:

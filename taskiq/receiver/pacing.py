@@ -3,14 +3,20 @@
 Each task has a line of its own. The first of it is called when the next start is due,
 and the one behind it only after that has started: however long it waits for a slot
 then, no two start closer to each other than the rate says.
+
+Who waits gives its turn at the broker back, so that others are read meanwhile: up to
+`SHARE` messages of a task. Of those beyond one steps
+aside each second, that what a process holds stays bounded by more than a rate.
 """
 
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from taskiq.rates import SHARE
 from taskiq.receiver.paces import own_pace
+from taskiq.receiver.states import MessageState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,14 +26,32 @@ if TYPE_CHECKING:
     from taskiq.receiver.paces import AnyPace, MakePace
     from taskiq.receiver.prepared import PreparedTask
 
+#: Seconds that one beyond them waits until it steps aside, too.
+_PATIENCE: Final = 1.0
+
 
 class _Line:
     """Those of one task that wait, and the one that was called and has not started."""
 
-    __slots__ = ("alarm", "called", "pace", "waiting")
+    __slots__ = (
+        "alarm",
+        "aside",
+        "called",
+        "in_the_way",
+        "pace",
+        "share_alarm",
+        "waiting",
+    )
 
     def __init__(self) -> None:
         self.pace: AnyPace
+        # How many of them hold no slot, and those who do, in order.
+        self.aside = 0
+        self.in_the_way: collections.OrderedDict[Delivery, None] = (
+            collections.OrderedDict()
+        )
+        # Armed exactly while there is one.
+        self.share_alarm: Alarm | None = None
         self.waiting: collections.OrderedDict[Delivery, Callable[[], object]] = (
             collections.OrderedDict()
         )
@@ -74,6 +98,9 @@ class Pacing:
             self._held.add(delivery)
         line.waiting[delivery] = go
         self._call_next(line)
+        if delivery in self._held:
+            line.in_the_way[delivery] = None
+            self._make_way(line)
 
     def started(self, delivery: Delivery) -> None:
         """Learn that a message that was called starts now."""
@@ -85,7 +112,8 @@ class Pacing:
     def leave(self, delivery: Delivery) -> None:
         """Learn that a message does not wait any more, called or not."""
         line = self._line(delivery)
-        line.waiting.pop(delivery, None)
+        if line.waiting.pop(delivery, None) is not None:
+            self._out_of_line(line, delivery)
         if line.called is delivery:
             line.called = None
         self._call_next(line)
@@ -130,6 +158,7 @@ class Pacing:
             if line.pace.is_due(now):
                 line.called, go = line.waiting.popitem(last=False)
                 self._held.discard(line.called)
+                self._out_of_line(line, line.called)
                 go()
             else:
                 line.alarm = self._clock.call_at(
@@ -139,6 +168,38 @@ class Pacing:
         elif line.called is None:
             line.pace.rest()
         self._tell_if_empty()
+
+    def _out_of_line(self, line: _Line, delivery: Delivery) -> None:
+        """Give the place of one that does not wait any more to another."""
+        if delivery in line.in_the_way:
+            del line.in_the_way[delivery]
+        elif delivery.state is MessageState.PACED:
+            line.aside -= 1
+        self._make_way(line)
+
+    def _make_way(self, line: _Line) -> None:
+        """Have those step aside who may, and the others wait for that."""
+        while line.in_the_way and line.aside < SHARE:
+            self._step_aside(line)
+        if line.share_alarm is not None and not line.in_the_way:
+            line.share_alarm.cancel()
+            line.share_alarm = None
+        elif line.share_alarm is None and line.in_the_way:
+            line.share_alarm = self._clock.call_at(
+                self._clock.time() + _PATIENCE,
+                lambda: self._waited(line),
+            )
+
+    def _waited(self, line: _Line) -> None:
+        line.share_alarm = None
+        self._step_aside(line)
+        self._make_way(line)
+
+    @staticmethod
+    def _step_aside(line: _Line) -> None:
+        delivery, _ = line.in_the_way.popitem(last=False)
+        line.aside += 1
+        delivery.steps_aside()
 
     def _tell_if_empty(self) -> None:
         then = self._when_empty

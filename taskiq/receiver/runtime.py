@@ -33,6 +33,7 @@ from taskiq.receiver.pacing import Pacing
 from taskiq.receiver.settlement import Settlement
 from taskiq.receiver.states import BatchState, Holder, MessageState, Unit
 from taskiq.receiver.tasks import Tasks, subject_of, work_for
+from taskiq.receiver.unique_keys import UniqueKeys
 from taskiq.waiting import wait_watches
 
 if TYPE_CHECKING:
@@ -86,16 +87,13 @@ class Runtime:
         self.loop = loop
         self.base = contextvars.Context()
         self.tasks = Tasks(loop)
-        self.settlement = Settlement(receiver, self.tasks)
+        self.clock: Clock = loop if clock is None else clock
+        self.unique_keys = UniqueKeys(broker, self.clock, self._begin)
+        self.settlement = Settlement(receiver, self.tasks, self.unique_keys)
         self.leases = Leases(broker)
         self.admission = Admission(receiver, self.settlement, self.leases)
         self.admission.aborting = self.aborting = Aborting.of(self)
-        self.clock: Clock = loop if clock is None else clock
-        self.paces = Paces(
-            self.clock,
-            lambda: store_of(broker),
-            lambda work: self.tasks.begin(work, None, context=self.base),
-        )
+        self.paces = Paces(self.clock, lambda: store_of(broker), self._begin)
         self.pacing = Pacing(self.clock, self.paces.make)
         self.batcher: Batcher[Delivery] = Batcher(
             self.clock, self._wake, self.paces.make
@@ -122,6 +120,10 @@ class Runtime:
         self._draining: list[Subject] = []
         # Whether the receiver stops: what is still on its way is left.
         self._is_stopped = False
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[Any]:
+        """Begin what is no message's: it asks a store for something."""
+        return self.tasks.begin(work, None, context=self.base)
 
     # -- One message ---------------------------------------------------------------
 
@@ -581,6 +583,7 @@ class Runtime:
     def close(self) -> None:
         """End what `abandon` began: nothing is on its way any more."""
         self.is_open = False
+        self.unique_keys.close()
         wait_watches.discard(self._slots)
         self._is_stopped = False
         self._drains = 0
