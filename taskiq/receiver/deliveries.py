@@ -42,7 +42,13 @@ class Deliveries:
 
         :param size: most items of a batch of their task.
         """
-        counts = [await self._count(member) for member in members]
+        counts: list[int] = []
+        counted: Any = None
+        for member in members:
+            # Those of a chunk came in one message.
+            is_same = member.is_part and member.raw is counted
+            counts.append(counts[-1] if is_same else await self._count(member))
+            counted = member.raw
         if all(count <= 1 for count in counts):
             return (members,)
         found = suspects.parts(counts, size)

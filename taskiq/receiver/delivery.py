@@ -109,6 +109,9 @@ class Delivery(Holder):
         "twins",
         "weight",
     )
+    #: Whether it is one item of a message with many.
+    is_part = False
+
     message: TaskiqMessage
     # Of what it was, when it is over.
     name: str
