@@ -558,11 +558,13 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
     def _open_members(self, batch: BatchInfo) -> list[OpenSpan]:
         stored = [self._stored(message) for message in batch.messages]
         activations = [each[1] for each in stored if each is not None]
-        return [
-            each
+        # Items of one chunk share its span.
+        members = {
+            id(each): each
             for each in activations
             if isinstance(each, OpenSpan) and not each.is_ended
-        ]
+        }
+        return list(members.values())
 
     def _is_for_batch(self, message: TaskiqMessage) -> bool:
         broker: Any = self.broker

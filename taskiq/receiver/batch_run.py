@@ -141,6 +141,8 @@ class BatchRun:
         log_batch(self._info, outcomes, seconds)
         if hooks_of(self._runtime.broker).on_batch_end:
             await self._run_hooks("on_batch_end", results)
+        if self._runtime.chunks.count:
+            members = self._runtime.chunks.take_results(members, seconds)
         wanted = [
             member
             for member in members

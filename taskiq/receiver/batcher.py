@@ -295,7 +295,7 @@ class Lane(Generic[_Member]):
     @property
     def calls_waiting(self) -> int:
         """At least how many calls have a reason to start; 0 for none."""
-        own = len(self.due[0][1].group.queue) - 1 if self.due else 0
+        own = len(self.first_in_turn().group.queue) - 1 if self.due else 0
         return len(self.due) + own + len(self.again)
 
     @property

@@ -111,6 +111,9 @@ class Delivery(Holder):
         "unique",
         "weight",
     )
+    #: Whether it is one item of a message with many.
+    is_part = False
+
     message: TaskiqMessage
     # Of what it was, when it is over.
     name: str

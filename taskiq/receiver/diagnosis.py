@@ -8,6 +8,7 @@ from weakref import WeakSet
 
 from taskiq.advice import advise, batch_configs, settings_of
 from taskiq.batch import BatchConfig, BatchInfo, FlushReason
+from taskiq.chunks import INDEX_LABEL
 from taskiq.outage import messages
 from taskiq.outcome import Failed
 from taskiq.rates import SHARE
@@ -33,7 +34,9 @@ _PROMPT: Final = 0.1
 
 def describe(message: TaskiqMessage) -> str:
     """Name a message in the log and in errors."""
-    return named(message.task_name, message.task_id)
+    name = named(message.task_name, message.task_id)
+    index = message.labels.get(INDEX_LABEL)
+    return name if index is None else f"item {index} of {name}"
 
 
 def named(task_name: str, task_id: str) -> str:

@@ -11,12 +11,14 @@ import contextvars
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from taskiq.chunks import CHUNK_LABEL, is_chunk
 from taskiq.exceptions import TaskAbortedError
 from taskiq.rates import store_of
 from taskiq.receiver.aborting import Aborting, abort, log_aborted
 from taskiq.receiver.admission import Admission
 from taskiq.receiver.batch_run import BatchRun
 from taskiq.receiver.batcher import Batcher
+from taskiq.receiver.chunks import Chunks
 from taskiq.receiver.containment import attempt
 from taskiq.receiver.deliveries import Deliveries
 from taskiq.receiver.delivery import Delivery
@@ -98,6 +100,7 @@ class Runtime:
         self.batcher: Batcher[Delivery] = Batcher(
             self.clock, self._wake, self.paces.make
         )
+        self.chunks = Chunks(self)
         self.listening: Listening | None = None
         self.is_open = False
         self.short_batches = ShortBatchWatches()
@@ -172,7 +175,7 @@ class Runtime:
                         await self._settled(delivery)
                     return
             if failed is not None:
-                self._refuse(delivery, failed)
+                self.refuse(delivery, failed)
             elif self.receiver.stop.is_asked and not self.may_begin(delivery):
                 delivery.leave()
                 return
@@ -189,7 +192,7 @@ class Runtime:
             delivery.move(_SETTLING)
             await self.settlement.settle(delivery, raise_err=raise_err)
 
-    def _refuse(self, delivery: Delivery, failed: Failed) -> None:
+    def refuse(self, delivery: Delivery, failed: Failed) -> None:
         """Give a message what kept it from running for its result."""
         error = failed.error
         if isinstance(error, TaskAbortedError):
@@ -202,7 +205,7 @@ class Runtime:
         """Settle a message that fits in no batch."""
         with delivery:
             work_for(delivery)
-            self._refuse(delivery, failed)
+            self.refuse(delivery, failed)
             delivery.move(_SETTLING)
             await self.settlement.settle(delivery)
 
@@ -214,14 +217,19 @@ class Runtime:
 
         :returns: that failure.
         """
-        failed = attempt(
-            delivery.place, self.batcher.group, self.receiver.validate_params
-        )
+        message = delivery.message
+        if CHUNK_LABEL in message.labels and is_chunk(message):
+            failed = self.chunks.join(delivery)
+        else:
+            failed = attempt(
+                delivery.place, self.batcher.group, self.receiver.validate_params
+            )
+            if failed is None:
+                if delivery.fingerprint is not None:
+                    self.redeliveries.took(delivery)
+                self.batcher.offer(delivery)
         if failed is not None:
             return failed
-        if delivery.fingerprint is not None:
-            self.redeliveries.took(delivery)
-        self.batcher.offer(delivery)
         if self._is_stopped:
             self._give_up(self.batcher.abandon())
         return None
@@ -232,13 +240,16 @@ class Runtime:
         Cancelling the wait gives the message up: it is taken out of its batch, or gets
         no result and no ack if its call has started.
         """
-        settled = delivery.settled = self.loop.create_future()
+        settled = delivery.settled
+        if settled is None:
+            settled = delivery.settled = self.loop.create_future()
         try:
             await settled
         except asyncio.CancelledError:
             settled.cancel()
             self.redeliveries.let_go([delivery])
-            if self.batcher.withdraw(delivery):
+            is_part = self.chunks.give_up(delivery)
+            if not is_part and self.batcher.withdraw(delivery):
                 delivery.end(MessageState.LEFT)
             raise
 
@@ -383,16 +394,21 @@ class Runtime:
         with delivery:
             self._start(delivery)
             failed = await self.admission.admit(delivery)
-            if failed is None:
+            is_alone = not is_chunk(delivery.message)
+            if failed is None and not is_alone:
+                failed = await self.chunks.take_alone(delivery)
+            elif failed is None:
                 place = delivery.place
                 failed = attempt(
                     place, self.batcher.group, self.receiver.validate_params
                 )
-            if failed is None:
+            if failed is None and is_alone:
                 run = BatchRun(self, self.batcher.take_alone(delivery))
                 await self.tasks.run(run.run(), run, context=self.base)
+            elif failed is None:
+                await self._settled(delivery)
             else:
-                self._refuse(delivery, failed)
+                self.refuse(delivery, failed)
                 delivery.move(_SETTLING)
                 await self.settlement.settle(delivery)
 
