@@ -6,9 +6,10 @@ tools such as this one that were published with the pages.
 
 If there is a Chromium, every page is opened in it, too, as wide as a desktop, a tablet
 and a phone. Reported are what sticks out of the page, code that is cut off, names that
-break, images that do not show, and text that is too faint in either scheme.
-With ``--browser`` there has to be one. ``--screenshots DIRECTORY`` keeps pictures of
-the pages. Needs nothing but the standard library. Exits with 1 if it finds anything.
+break, images that do not show, text that is too faint in either scheme, and a search
+or a switch of the scheme that does nothing. With ``--browser`` there has to be one.
+``--screenshots DIRECTORY`` keeps pictures of the pages. Needs nothing but the standard
+library. Exits with 1 if it finds anything.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 WIDTHS = (1280, 768, 390)
 #: Characters of the longest name that has to stand in one line.
 LONGEST = 30
+#: A word that the search has to find.
+SEARCHED = "batch_timeout"
 #: What Chromium may be called.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 #: Seconds for the browser to look at all pages.
@@ -164,13 +167,40 @@ function isInScroller(element) {
   return false;
 }
 
-function open(path, width) {
+// Until what is asked for is there, for some seconds.
+async function comes(find) {
+  for (let tries = 0; tries < 300; tries++) {
+    if (find()) return true;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  return false;
+}
+
+// Whether a reader can search, and switch between light and dark.
+async function uselessIn(frame) {
+  const page = frame.contentDocument, faults = [];
+  const query = page.querySelector("[data-md-component=search-query]");
+  query.focus();
+  query.value = SEARCHED;
+  query.dispatchEvent(new frame.contentWindow.Event("input", { bubbles: true }));
+  query.dispatchEvent(new frame.contentWindow.Event("keyup", { bubbles: true }));
+  if (!await comes(() => page.querySelector(".md-search-result__item a")))
+    faults.push(`the search does not find ${SEARCHED}`);
+  const scheme = page.body.dataset.mdColorScheme;
+  [...page.querySelectorAll("[data-md-component=palette] label")].find(
+    (label) => !label.hidden).click();
+  if (!await comes(() => page.body.dataset.mdColorScheme !== scheme))
+    faults.push(`the scheme stays ${scheme}`);
+  return faults;
+}
+
+function open(path, width, look = faultsOf) {
   return new Promise((resolve) => {
     const frame = document.createElement("iframe");
     frame.style.width = width + "px";
     frame.onload = () => {
-      setTimeout(() => {
-        const faults = faultsOf(frame, width);
+      setTimeout(async () => {
+        const faults = await look(frame, width);
         frame.remove();
         resolve(faults.map((fault) => `${path} at ${width}: ${fault}`));
       }, 150);
@@ -181,7 +211,7 @@ function open(path, width) {
 }
 
 addEventListener("load", async () => {
-  const faults = [];
+  const faults = await open("/index.html", widths[0], uselessIn);
   for (const path of pages)
     for (const width of widths) faults.push(...await open(path, width));
   await fetch("/report", { method: "POST", body: JSON.stringify(faults) });
@@ -275,6 +305,7 @@ class Handler(SimpleHTTPRequestHandler):
         if path.path == "/harness":
             text = HARNESS.replace("PAGES", json.dumps(self.pages))
             text = text.replace("LONGEST", str(LONGEST))
+            text = text.replace("SEARCHED", json.dumps(SEARCHED))
             self._send(text.replace("WIDTHS", json.dumps(WIDTHS)))
         elif path.path == "/frame":
             width, height, page = path.query.split(",", maxsplit=2)

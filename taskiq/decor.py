@@ -260,18 +260,18 @@ if TYPE_CHECKING:
     _Sent = ParamSpec("_Sent")
     _Called = ParamSpec("_Called")
     _Returned = TypeVar("_Returned")
-    _Function = TypeVar("_Function")
+    _Own = ParamSpec("_Own")
 
     class BatchTask(
         AsyncTaskiqDecoratedTask[_Sent, _ReturnType],
-        Generic[_Sent, _ReturnType, _Function],
+        Generic[_Sent, _ReturnType, _Own, _Returned],
     ):
         """What a batch task is to type checkers: they know its function, too.
 
         It is sent and called with one item. There are no such objects.
         """
 
-        original_func: _Function  # type: ignore[assignment]
+        original_func: Callable[_Own, _Returned]  # type: ignore[assignment]
 
     class TaskWithDependencies(
         AsyncTaskiqDecoratedTask[_Sent, _ReturnType],
@@ -294,18 +294,19 @@ if TYPE_CHECKING:
 
     class BatchTaskWithDependencies(
         TaskWithDependencies[_Sent, _ReturnType, _Called],
-        Generic[_Sent, _ReturnType, _Called, _Function],
+        Generic[_Sent, _ReturnType, _Called, _Own, _Returned],
     ):
         """A `BatchTask` that is a `TaskWithDependencies`, too."""
 
-        original_func: _Function  # type: ignore[assignment]
+        original_func: Callable[_Own, _Returned]  # type: ignore[assignment]
 
     #: A batch task of a function that takes the list first: what it is called with
     #: besides, what a call of it for one item gives, and what the function returns.
     BatchTaskOf: TypeAlias = BatchTask[
         Concatenate[_Item, _P],
         _ReturnType,
-        Callable[Concatenate[list[_Item], _P], _Returned],
+        Concatenate[list[_Item], _P],
+        _Returned,
     ]
 
 

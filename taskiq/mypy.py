@@ -125,8 +125,7 @@ class TaskiqPlugin(Plugin):
         if with_dependencies is None or taken is None:
             return made
         sent = _without(taken, self._dependencies(context))
-        # Of a batch task, its function: with the names that `Concatenate` has not.
-        own = [_called(given) or each for each in made.args[2:]]
+        own = _own(made, given)
         if sent is taken:
             return Instance(made.type, [taken, made.args[1], *own])
         symbol = self.lookup_fully_qualified(with_dependencies)
@@ -184,6 +183,14 @@ def _taken(made: Instance, given: ProperType | None) -> Parameters | None:
     names = [function.arg_names[0], *taken.arg_names[1:]]
     kinds, variables = taken.arg_kinds, taken.variables
     return Parameters(taken.arg_types, kinds, names, variables=variables)
+
+
+def _own(made: Instance, given: ProperType | None) -> list[Type]:
+    """Give what a batch task knows of its function, with the name of the list."""
+    function = _called(given)
+    if made.type.fullname != _BATCH_TASK or function is None:
+        return [*made.args[2:]]
+    return [_left_of(function, is_batch=False), function.ret_type]
 
 
 def _left_of(partial: CallableType, *, is_batch: bool) -> Parameters:
