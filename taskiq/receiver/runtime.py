@@ -497,9 +497,9 @@ class Runtime:
             # Any of them may come to wait, or let others begin.
             if self.pacing.is_used or self.batcher.has_rates:
                 paced = self._paced = self._paced or self.loop.create_future()
-                until = (*running, paced)
-                await asyncio.wait(until, return_when=asyncio.FIRST_COMPLETED)
-                if paced.done():
+                until = asyncio.FIRST_COMPLETED
+                await asyncio.wait((*running, paced), return_when=until)
+                if self._paced is paced and paced.done():
                     self._paced = None
             else:
                 await asyncio.wait(running)
