@@ -8,7 +8,7 @@ from weakref import WeakSet
 
 from taskiq.advice import advise, batch_configs, settings_of
 from taskiq.batch import BatchConfig, BatchInfo, FlushReason
-from taskiq.chunks import INDEX_LABEL
+from taskiq.chunks import INDEX_LABEL, sent_id
 from taskiq.outage import messages
 from taskiq.outcome import Failed
 from taskiq.rates import SHARE
@@ -34,7 +34,7 @@ _PROMPT: Final = 0.1
 
 def describe(message: TaskiqMessage) -> str:
     """Name a message in the log and in errors."""
-    name = named(message.task_name, message.task_id)
+    name = named(message.task_name, sent_id(message))
     index = message.labels.get(INDEX_LABEL)
     return name if index is None else f"item {index} of {name}"
 
