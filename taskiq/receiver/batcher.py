@@ -84,8 +84,12 @@ class Member(Protocol):
     def waits(self) -> None:
         """Learn that there is no room for it yet."""
 
-    def parks(self) -> None:
-        """Learn that it has waited for long: others are to be read meanwhile."""
+    def parks(self) -> bool:
+        """Learn that it has waited for long: others are to be read meanwhile.
+
+        :returns: whether they are because of it. If not, the next one is asked.
+        """
+        ...
 
 
 _Member = TypeVar("_Member", bound=Member)
@@ -824,8 +828,8 @@ class Batcher(Generic[_Member]):
         for member, is_parked in lane.waiting.items():
             if not is_parked:
                 lane.waiting[member] = True
-                member.parks()
-                break
+                if member.parks():
+                    break
 
     def _nobody_waits(self, lane: Lane[_Member]) -> None:
         if not lane.waiting and lane.alarm is not None:

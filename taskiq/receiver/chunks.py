@@ -91,10 +91,10 @@ class ChunkItem(Delivery):
         super().joined(batch)
         self.chunk.is_placed(1)
 
-    def parks(self) -> None:
-        """Wait on, and let others be read meanwhile."""
+    def parks(self) -> bool:
+        """Wait on, and let others be read meanwhile, unless they are already."""
         super().parks()
-        self.chunk.parks()
+        return self.chunk.parks()
 
     def end(self, state: MessageState) -> None:
         """Be done, or left: then so is what it came with."""
@@ -161,10 +161,12 @@ class Chunk:
         else:
             self.delivery.move(MessageState.BUFFERED)
 
-    def parks(self) -> None:
-        """Let others be read while items wait for a place."""
-        if self.delivery.state is MessageState.WAITING:
-            self.delivery.parks()
+    def parks(self) -> bool:
+        """Let others be read while items wait for a place.
+
+        :returns: whether they were not before: the first of its items does it for all.
+        """
+        return self.delivery.state is MessageState.WAITING and self.delivery.parks()
 
     # -- Outcomes --------------------------------------------------------------------
 
