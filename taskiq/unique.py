@@ -204,10 +204,7 @@ class Unique:
         :raises UniqueKeyError: when there is none to be made of these arguments.
         """
         try:
-            same = self._same(args, kwargs)
-            text = json.dumps(
-                same, sort_keys=True, separators=(",", ":"), default=_as_json
-            )
+            text = _as_text(self._same(args, kwargs))
         except Exception as exc:
             raise UniqueKeyError(task_name=task_name, reason=repr(exc)) from exc
         return f"{task_name}:{hashlib.sha256(text.encode()).hexdigest()}"
@@ -224,11 +221,42 @@ class Unique:
         return [list(args[len(named) :]), {**named, **kwargs}]
 
 
-def _as_json(value: Any) -> Any:
-    """Turn what is not JSON into something that is, the same in every process."""
+def _as_text(value: Any) -> str:
+    """Write a value as JSON, the same in every process.
+
+    :raises Exception: when it cannot be written.
+    """
+    return json.dumps(
+        _ordered(value), sort_keys=True, separators=(",", ":"), default=_as_json
+    )
+
+
+def _ordered(value: Any) -> Any:
+    """Make of what a value consists of something that has an order.
+
+    A set gives its members in any. Keys of dicts have one as the text that is sent of
+    them: numbers and text, for instance, do not compare.
+    """
+    if isinstance(value, dict):
+        pairs: dict[Any, Any] = value
+        return {_name(key): _ordered(each) for key, each in pairs.items()}
+    if isinstance(value, (list, tuple)):
+        members = cast("Sequence[Any]", value)
+        return [_ordered(each) for each in members]
     if isinstance(value, (set, frozenset)):
-        members = cast("frozenset[Any]", value)
-        return sorted(json.dumps(each, default=_as_json) for each in members)
+        return sorted(map(_as_text, cast("frozenset[Any]", value)))
+    return value
+
+
+def _name(key: Any) -> str:
+    """Give the key of a dict as it is sent."""
+    if isinstance(key, str):
+        return key
+    [name] = to_jsonable_python({key: None})
+    return str(name)
+
+
+def _as_json(value: Any) -> Any:
     return to_jsonable_python(value, bytes_mode="base64")
 
 

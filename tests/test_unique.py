@@ -7,8 +7,9 @@ import dataclasses
 import gc
 import weakref
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from typing import Annotated, Any, ClassVar
+from uuid import UUID
 
 import pytest
 from pydantic import AfterValidator, BaseModel
@@ -880,6 +881,31 @@ def test_keys_are_the_same_in_every_process() -> None:
     assert unique.key("t", [1], {}).startswith("t:")
     different: list[list[Any]] = [[1], ["1"], [[1]], [None], [], [True], [{"a": 1}]]
     assert len({unique.key("t", each, {}) for each in different}) == len(different)
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        {date(2026, 1, 2): 1},
+        {UUID(int=7): 1},
+        {(1, 2): 1},
+        {9: 1, 10: 2},
+        {None: 0, 1: 1, 2.5: 2, "a": 3},
+        {"nested": [{AcknowledgeType.MANUAL: 1, 0: 1}]},
+    ],
+)
+async def test_a_dict_that_can_be_sent_is_the_same_as_what_is_sent(
+    broker: Broker, mapping: Any
+) -> None:
+    @broker.task(unique=True)
+    async def work(given: Any) -> None: ...
+
+    first = await work.kiq(mapping)
+    [raw] = broker.take_all()
+    [sent] = broker.formatter.loads(raw.message).args
+    assert (await work.kiq(sent)).task_id == first.task_id
+    backwards = dict(reversed(mapping.items()))
+    assert (await work.kiq(backwards)).task_id == first.task_id
 
 
 async def test_who_holds_a_key_no_longer_releases_nobody_elses() -> None:
