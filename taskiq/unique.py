@@ -238,7 +238,7 @@ def _ordered(value: Any) -> Any:
     them: numbers and text, for instance, do not compare.
     """
     if isinstance(value, dict):
-        pairs: dict[Any, Any] = value
+        pairs: dict[Any, Any] = value  # pyright: ignore[reportUnknownVariableType]
         return {_name(key): _ordered(each) for key, each in pairs.items()}
     if isinstance(value, (list, tuple)):
         members = cast("Sequence[Any]", value)
