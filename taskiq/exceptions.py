@@ -226,6 +226,23 @@ class MessageNackedError(NoResultError):
     delay: float | None = None
 
 
+class ChunkItemError(TaskiqError):
+    """The task asked for what an item of a chunk cannot have; it has no other result.
+
+    The item has no message of its own, which could be given back or sent again. `wish`
+    says what was asked for, `index` is the place of the item in its chunk.
+    """
+
+    __template__ = (
+        "The task asked {wish}, and item {index} of chunk {task_id} has no message of "
+        "its own for that: send the item once more"
+    )
+
+    task_id: str
+    index: int
+    wish: str
+
+
 class DeadLetteredError(TaskRejectedError):
     """The message was put aside as a dead letter. `reason` says why."""
 
@@ -295,8 +312,7 @@ class UniqueNotSupportedError(UniqueError):
         "Cannot send unique task {task_name}: neither {broker} nor {result_backend} "
         "holds the keys of unique tasks. Give the broker a store, on the side of the "
         "sender and of the worker: broker.with_unique_store(...), or a result backend "
-        "that has one, such as those of taskiq.adapters.redis and "
-        "taskiq.adapters.postgres"
+        "that has one, such as those of taskiq.adapters.redis, .postgres and .nats"
     )
 
     broker: str

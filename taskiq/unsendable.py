@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from taskiq.chunks import ARGS, ITEMS
 from taskiq.exceptions import (
     SendTaskError,
     UnsendableArgumentError,
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from taskiq.message import BrokerMessage, TaskiqMessage
 
     _Pack: TypeAlias = Callable[[Any], dict[str, Any]]
+
+
+_CHUNK_PATHS: Final = {ITEMS: "items", ARGS: "args"}
 
 
 def dump_message(formatter: TaskiqFormatter, message: TaskiqMessage) -> BrokerMessage:
@@ -76,6 +80,8 @@ def _parts_of(message: TaskiqMessage) -> Iterator[tuple[str, Any, _Pack]]:
     for index, value in enumerate(message.args):
         yield f"args[{index}]", value, _as_argument
     for name, value in message.kwargs.items():
-        yield f'kwargs["{name}"]', value, _as_argument
+        # Of a chunk under the names that its sender knows.
+        path = _CHUNK_PATHS.get(name, f'kwargs["{name}"]')
+        yield path, value, _as_argument
     for name, value in message.labels.items():
         yield f'labels["{name}"]', value, _as_label

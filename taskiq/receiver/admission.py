@@ -77,10 +77,12 @@ class Admission:
         delivery.function = task.original_func
         delivery.ack_type = self._receiver.ack_time
         delivery.task = prepared = self._tasks.of(task)
-        if prepared is not None and prepared.is_held:
+        if prepared is not None and prepared.is_special:
+            if prepared.unique_ttl is not None:
+                self._settlement.unique_keys.hold(delivery, prepared.unique_ttl)
             delivery.is_paced = prepared.rate is not None
-            delivery.is_batched = not delivery.is_paced
-            if delivery.is_paced:
+            delivery.is_batched = prepared.plan is not None
+            if not delivery.is_batched:
                 return
             if delivery.controller is not _NOT_ACKABLE and isinstance(data, bytes):
                 delivery.fingerprint = hash(data)

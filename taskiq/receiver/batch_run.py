@@ -31,6 +31,7 @@ class BatchRun:
 
     :param runtime: what its parts are asked of.
     :ivar broker: whose messages it has.
+    :ivar is_paced: whether one more call of it waits for the rate of its task.
     """
 
     is_batched = True
@@ -39,6 +40,7 @@ class BatchRun:
         self.broker: object = runtime.broker
         self._runtime = runtime
         self._batch = batch
+        self.is_paced = False
         self._members = list(batch.members)
         self._name = ""
         self._waited = runtime.clock.time() - batch.opened_at
@@ -73,6 +75,8 @@ class BatchRun:
         for number, (members, turn) in enumerate(parts, 1):
             if len(parts) > 1:
                 self._info = self._info_of(members)
+            if number > 1:
+                await self._turn()
             async with turn:
                 is_last = number == len(parts)
                 if not await self._run_together(members, is_last=is_last):
@@ -112,6 +116,7 @@ class BatchRun:
             runtime.receiver.execution,
             self._info,
             members,
+            self._turn,
             runtime.aborting,
         )
         outcomes = await call.run()
@@ -121,6 +126,9 @@ class BatchRun:
             self._info = replace(self._info, isolation_calls=call.extra_calls)
         await self._settle(members, outcomes, call.seconds)
         return True
+
+    async def _turn(self) -> None:
+        await self._runtime.turn_to_call_again(self, self._batch)
 
     async def _settle(
         self,
@@ -133,6 +141,8 @@ class BatchRun:
         log_batch(self._info, outcomes, seconds)
         if hooks_of(self._runtime.broker).on_batch_end:
             await self._run_hooks("on_batch_end", results)
+        if self._runtime.chunks.count:
+            members = self._runtime.chunks.take_results(members, seconds)
         wanted = [
             member
             for member in members
@@ -156,6 +166,19 @@ class BatchRun:
                 was_starved=runtime.listening.prefetch.is_reading,
             )
 
+    def _watch_next(self) -> None:
+        """Let be noted how soon the messages of the next batch come."""
+        runtime, lane = self._runtime, self._batch.lane
+        watch = runtime.short_batches.of(self._info.task_name)
+        now = runtime.clock.time()
+        watch.settled(now)
+        if (seconds := watch.look_after(lane.config)) is not None:
+
+            def look() -> None:
+                watch.came_early(runtime.batcher.most_open(lane.owner))
+
+            runtime.clock.call_at(now + seconds, look)
+
     @property
     def is_over(self) -> bool:
         """Whether nothing more comes of it."""
@@ -170,8 +193,7 @@ class BatchRun:
         if not self.is_over:
             for member in self._members:
                 member.end(MessageState.LEFT)
-        watch = runtime.short_batches.of(self._info.task_name)
-        watch.settled(runtime.clock.time())
+        self._watch_next()
         # Tasks that the function has begun work for this, and may never end.
         self._name = str(self)
         self._members, self._info = [], replace(self._info, messages=())

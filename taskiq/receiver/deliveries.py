@@ -54,7 +54,13 @@ class Deliveries:
 
         :param size: most items of a batch of their task.
         """
-        told = [await self._count(member) for member in members]
+        told: list[int] = []
+        latest: object = None
+        for member in members:
+            # Those of a chunk came in one message.
+            is_same = member.is_part and member.raw is latest
+            told.append(told[-1] if is_same else await self._count(member))
+            latest = member.raw
         if all(count <= 1 for count in told):
             return (Part(members, nullcontext()),)
         counts = [

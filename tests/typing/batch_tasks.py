@@ -197,6 +197,26 @@ async def calling_the_task_directly_gives_the_outcome_of_one_item() -> None:
     assert_type(to_each.batch, BatchConfig | None)
 
 
+async def the_function_itself_takes_the_list_and_gives_what_it_returns() -> None:
+    docs = [Doc()]
+    assert_type(await to_one.original_func(docs), bool)
+    assert_type(sync_to_one.original_func(docs), bool)
+    assert_type(await to_one_with_rest.original_func(docs, "a", dry=True), float)
+    assert_type(await to_each.original_func(docs), list[int])
+    assert_type(sync_to_each.original_func(docs), list[int])
+    assert_type(sync_to_each_with_rest.original_func(docs, tenant="a"), list[int])
+    assert_type(await to_each_or_error.original_func(docs), list[int | Exception])
+    assert_type(sync_to_each_or_error.original_func(docs), list[int | Exception])
+    assert_type(await whole_list.original_func(docs), list[int])
+    assert_type(sync_of_sequence.original_func(docs), list[int | Exception])
+    assert_type(await registered_to_one.original_func(docs), bool)
+    assert_type(await registered_to_each.original_func(docs, "a"), list[int])
+    assert_type(registered_sync_to_each.original_func(docs), list[int])
+    either = await registered_to_each_or_error.original_func(docs)
+    assert_type(either, list[int | Exception])
+    assert_type(await registered_whole_list.original_func(docs, "a"), list[int])
+
+
 # -- A list that belongs to the whole batch ---------------------------------------
 
 

@@ -19,6 +19,9 @@ from taskiq import (
 
 broker = InMemoryBroker()
 
+#: True to mypy with the plugin: `tests/checkers/plugin/mypy.ini` says so.
+WITH_PLUGIN = False
+
 
 @broker.task(batch=True)
 async def each(numbers: list[int], tenant: str, *, dry: bool = False) -> list[str]:
@@ -71,6 +74,12 @@ async def arguments_are_checked() -> None:
     await each.kiq(1, 2)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     await each.kiq(1, "a", dry="no")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     await each.kiq(1, "a", wet=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    await each.kiq(1, tenant="a", number=1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    await each.kiq(number=1, tenant="a")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    if not WITH_PLUGIN:  # which accepts the first of these two
+        await each.kiq(numbers=1, tenant="a")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+        await each.original_func(numbers=[1], tenant="a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await each.original_func(1, "a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await sync_shared.kiq("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await sync_shared.kiq([1])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await sync_shared.kiq()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
