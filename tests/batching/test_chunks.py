@@ -665,6 +665,64 @@ async def test_delivered_again_all_of_its_items_run_again() -> None:
     assert worker.broker.acked == ["chunk", "chunk"]
 
 
+@virtual
+async def test_only_one_that_fails_as_a_whole_is_put_aside() -> None:
+    broker = InMemoryBroker().with_dead_letters()
+    hook = Refusing(0)
+    broker.add_middlewares(hook)
+
+    @broker.task(batch=True, on_failure="dead_letter")
+    async def work(items: list[int]) -> list[int | Exception]:
+        return [ValueError(item) for item in items]
+
+    in_part = await work.kiq_chunk([0, 1])
+    await broker.wait_all()
+    assert not (await in_part.wait_result(timeout=5)).is_err
+    assert not await letters_of(broker)
+    hook.times = 1
+    whole = await work.kiq_chunk([2, 3])
+    await broker.wait_all()
+    assert isinstance((await whole.wait_result(timeout=5)).error, ConnectionError)
+    assert await letters_of(broker) == [whole.task_id]
+    broker.executor.shutdown()
+
+
+async def letters_of(broker: InMemoryBroker) -> list[str]:
+    return [letter.task_id for letter in broker.dead_letter_store.letters]
+
+
+class Leased(QueueBroker):
+    """Takes messages back after two seconds, unless their lease is renewed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renewed: list[float] = []
+
+    async def listen(self) -> AsyncGenerator[bytes | AckableMessage, None]:
+        async for message in super().listen():
+            assert isinstance(message, AckableMessage)
+            message.lease = 2.0
+            message.extend = self.renew
+            yield message
+
+    def renew(self) -> None:
+        self.renewed.append(asyncio.get_running_loop().time())
+
+
+@virtual
+async def test_its_lease_is_renewed_once_for_all_until_it_is_settled() -> None:
+    async def slow(items: list[int]) -> list[int]:
+        await asyncio.sleep(2.5)
+        return items
+
+    broker = Leased()
+    worker = worker_of(slow, broker=broker, batch_size=2, batch_concurrency=1)
+    await send_chunk(worker, [0, 1, 2, 3])
+    await worker.run()
+    assert broker.renewed == [1, 2, 3, 4, 5]
+    assert broker.acked == ["chunk"]
+
+
 class Counted(QueueBroker):
     """Says of each message that it was delivered so often."""
 
