@@ -193,9 +193,10 @@ class Delivery(Holder):
         """Wait until its task may hold one message more."""
         self.move(MessageState.WAITING)
 
-    def parks(self) -> None:
+    def parks(self) -> bool | None:
         """Wait on, and let others be read meanwhile."""
         self.move(MessageState.PARKED)
+        return None
 
     def is_acked_at(self, moment: AcknowledgeType) -> bool:
         """Whether this is the moment to acknowledge it."""
