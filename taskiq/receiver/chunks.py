@@ -75,10 +75,13 @@ class ChunkItem(Delivery):
         super().joined(batch)
         self.chunk.is_placed(1)
 
-    def parks(self) -> None:
-        """Wait on, and let others be read meanwhile."""
+    def parks(self) -> bool:
+        """Wait on, and let others be read meanwhile.
+
+        :returns: whether those that it came with have done so: they hold one slot.
+        """
         super().parks()
-        self.chunk.parks()
+        return not self.chunk.parks()
 
     def end(self, state: MessageState) -> None:
         """Be done, or left: then so is what it came with."""
@@ -143,10 +146,15 @@ class Chunk:
         else:
             self.delivery.move(MessageState.BUFFERED)
 
-    def parks(self) -> None:
-        """Let others be read while items wait for a place."""
-        if self.delivery.state is MessageState.WAITING:
+    def parks(self) -> bool:
+        """Let others be read while items wait for a place.
+
+        :returns: whether it has not done so before.
+        """
+        is_first = self.delivery.state is MessageState.WAITING
+        if is_first:
             self.delivery.parks()
+        return is_first
 
     # -- Outcomes --------------------------------------------------------------------
 

@@ -196,9 +196,10 @@ class Delivery(Holder):
         """Wait until its task may hold one message more."""
         self.move(MessageState.WAITING)
 
-    def parks(self) -> None:
+    def parks(self) -> bool | None:
         """Wait on, and let others be read meanwhile."""
         self.move(MessageState.PARKED)
+        return None
 
     def steps_aside(self) -> None:
         """Wait for the rate of its task, and let others be read meanwhile."""
