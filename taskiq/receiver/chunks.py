@@ -31,10 +31,13 @@ from taskiq.receiver.tasks import work_for
 from taskiq.result import TaskiqResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
+    from taskiq.batch import BatchConfig
     from taskiq.message import TaskiqMessage
-    from taskiq.receiver.batcher import Batch
+    from taskiq.receiver.batcher import Batch, Group
+    from taskiq.receiver.placing import Rest
+    from taskiq.receiver.prepared import PreparedTask
     from taskiq.receiver.runtime import Runtime
 
 logger = logging.getLogger("taskiq.receiver.receiver")
@@ -55,7 +58,7 @@ class ChunkItem(Delivery):
     :param message: what `kiq` would have sent for it.
     """
 
-    __slots__ = ("chunk", "index")
+    __slots__ = ("bound", "chunk", "index")
 
     is_part = True
 
@@ -69,6 +72,19 @@ class ChunkItem(Delivery):
         self.task, self.function = whole.task, whole.function
         self.hooks, self.ack_type = whole.hooks, whole.ack_type
         self.controller = chunk.controller_of(index)
+
+    def place(
+        self,
+        find_group: Callable[[PreparedTask, BatchConfig, Hashable], Group[Delivery]],
+        validate: bool,
+    ) -> None:
+        """Work out what it brings to a call.
+
+        What follows the items may be large, and is bound once for all of them.
+        """
+        self.bound = self.chunk.bound
+        super().place(find_group, validate)
+        self.chunk.bound = self.rest
 
     def joined(self, batch: Batch[Delivery]) -> None:
         """Go into a batch."""
@@ -99,6 +115,7 @@ class Chunk:
         place, and nothing after that.
     :param messages: what `kiq` would have sent for each item.
     :param home: the chunks that are held with it.
+    :ivar bound: what follows each item, once it was bound.
     :ivar items: the items.
     :ivar results: what became of each, `None` for what is still to come.
     :ivar left: how many are still to come.
@@ -116,6 +133,7 @@ class Chunk:
         self.home = home
         self.broker = delivery.broker
         self.delivery = delivery
+        self.bound: Rest | None = None
         self._name = str(delivery)
         self._acked: set[int] = set()
         self._unplaced = self.left = len(messages)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import AfterValidator
 
 from taskiq import (
     AckableMessage,
@@ -151,6 +152,68 @@ async def test_equal_items_of_a_chunk_and_of_messages_are_passed_once() -> None:
     await worker.run()
     assert worker.calls == [[3, 1]]
     assert outcomes(worker) == [6, 2, 2]
+
+
+class Single:
+    """There is one only."""
+
+    def __init__(self, _: str) -> None:
+        pass
+
+    def __deepcopy__(self, _: object) -> Single:
+        raise OSError(self.__doc__)
+
+
+READ: list[str] = []
+
+
+def note(value: str) -> str:
+    READ.append(value)
+    return value
+
+
+OfOne: TypeAlias = Annotated[str, AfterValidator(Single)]
+Once: TypeAlias = Annotated[str, AfterValidator(note)]
+
+
+@virtual
+async def test_each_call_has_the_other_arguments_as_they_were_sent() -> None:
+    async def append(items: list[int], rest: list[str]) -> list[int]:
+        rest.append("seen")
+        return [len(rest) for _ in items]
+
+    worker = BatchWorker()
+    task = worker.broker.task(batch=True, batch_size=2)(append)
+    await task.kicker().with_task_id("chunk").kiq_chunk([0, 1, 2, 3], [])
+    await worker.run()
+    assert outcomes(worker) == [1, 1, 1, 1]
+
+
+@virtual
+async def test_arguments_that_cannot_be_copied_for_a_call_fail_its_items() -> None:
+    async def run(items: list[int], rest: OfOne) -> list[int]:
+        raise AssertionError
+
+    worker = BatchWorker()
+    task = worker.broker.task(batch=True, batch_size=2)(run)
+    await task.kicker().with_task_id("chunk").kiq_chunk([0, 1, 2], "x")
+    await worker.run()
+    assert outcomes(worker) == [OSError, OSError, OSError]
+    worker.assert_as_new()
+
+
+@virtual
+async def test_the_other_arguments_are_read_once_for_all_items() -> None:
+    async def run(items: list[int], rest: Once) -> list[int]:
+        return items
+
+    READ.clear()
+    worker = BatchWorker()
+    task = worker.broker.task(batch=True, batch_size=2)(run)
+    await task.kicker().with_task_id("chunk").kiq_chunk([0, 1, 2], "x")
+    await worker.run()
+    assert outcomes(worker) == [0, 1, 2]
+    assert READ == ["x"]
 
 
 @virtual
