@@ -247,9 +247,8 @@ class AsyncKicker(ManySender[_FuncParams, _ReturnType]):
         sending = ChunkSending(
             self.broker, self.task_name, self.return_type, self._chunk_message
         )
-        whole: TaskCall[..., Any] = TaskCall(listed, *args, **kwargs)
         try:
-            [handle] = await sending.send([whole], None)
+            [handle] = await sending.send([TaskCall(listed, *args, **kwargs)], None)
         except SendManyError as exc:
             error = exc.errors[0]
             raise error from error.__cause__
