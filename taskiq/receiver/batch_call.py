@@ -199,12 +199,16 @@ class BatchCall:
         """
         first, info = passed[0], self._info
         assert first.task is not None  # noqa: S101 - it was placed
+        # Items of a chunk have theirs in common, with those of its other calls.
+        rest = attempt(first.rest.copied) if first.is_part else first.rest
+        if isinstance(rest, Failed):
+            return [None] * len(passed), rest.error
         context = BatchContext(passed, self._broker, info.batch_id, info.flush_reason)
         call = Call(
             first.task,
             first.function,
-            ([member.item for member in passed], *first.rest.args),
-            first.rest.kwargs,
+            ([member.item for member in passed], *rest.args),
+            rest.kwargs,
             context,
             first.timeout,
         )

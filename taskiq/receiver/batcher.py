@@ -84,8 +84,11 @@ class Member(Protocol):
     def waits(self) -> None:
         """Learn that there is no room for it yet."""
 
-    def parks(self) -> None:
-        """Learn that it has waited for long: others are to be read meanwhile."""
+    def parks(self) -> bool | None:
+        """Learn that it has waited for long: others are to be read meanwhile.
+
+        :returns: `True` if that lets nobody be read: the next one is told as well.
+        """
 
 
 _Member = TypeVar("_Member", bound=Member)
@@ -824,8 +827,8 @@ class Batcher(Generic[_Member]):
         for member, is_parked in lane.waiting.items():
             if not is_parked:
                 lane.waiting[member] = True
-                member.parks()
-                break
+                if not member.parks():
+                    break
 
     def _nobody_waits(self, lane: Lane[_Member]) -> None:
         if not lane.waiting and lane.alarm is not None:

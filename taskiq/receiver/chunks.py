@@ -31,10 +31,13 @@ from taskiq.receiver.tasks import work_for
 from taskiq.result import TaskiqResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
+    from taskiq.batch import BatchConfig
     from taskiq.message import TaskiqMessage
-    from taskiq.receiver.batcher import Batch
+    from taskiq.receiver.batcher import Batch, Group
+    from taskiq.receiver.placing import Rest
+    from taskiq.receiver.prepared import PreparedTask
     from taskiq.receiver.runtime import Runtime
 
 logger = logging.getLogger("taskiq.receiver.receiver")
@@ -55,7 +58,7 @@ class ChunkItem(Delivery):
     :param message: what `kiq` would have sent for it.
     """
 
-    __slots__ = ("chunk", "index")
+    __slots__ = ("bound", "chunk", "index")
 
     is_part = True
 
@@ -70,15 +73,31 @@ class ChunkItem(Delivery):
         self.hooks, self.ack_type = whole.hooks, whole.ack_type
         self.controller = chunk.controller_of(index)
 
+    def place(
+        self,
+        find_group: Callable[[PreparedTask, BatchConfig, Hashable], Group[Delivery]],
+        validate: bool,
+    ) -> None:
+        """Work out what it brings to a call.
+
+        What follows the items may be large, and is bound once for all of them.
+        """
+        self.bound = self.chunk.bound
+        super().place(find_group, validate)
+        self.chunk.bound = self.rest
+
     def joined(self, batch: Batch[Delivery]) -> None:
         """Go into a batch."""
         super().joined(batch)
         self.chunk.is_placed(1)
 
-    def parks(self) -> None:
-        """Wait on, and let others be read meanwhile."""
+    def parks(self) -> bool:
+        """Wait on, and let others be read meanwhile.
+
+        :returns: whether those that it came with have done so: they hold one slot.
+        """
         super().parks()
-        self.chunk.parks()
+        return not self.chunk.parks()
 
     def end(self, state: MessageState) -> None:
         """Be done, or left: then so is what it came with."""
@@ -96,6 +115,7 @@ class Chunk:
         place, and nothing after that.
     :param messages: what `kiq` would have sent for each item.
     :param home: the chunks that are held with it.
+    :ivar bound: what follows each item, once it was bound.
     :ivar items: the items.
     :ivar results: what became of each, `None` for what is still to come.
     :ivar left: how many are still to come.
@@ -113,6 +133,7 @@ class Chunk:
         self.home = home
         self.broker = delivery.broker
         self.delivery = delivery
+        self.bound: Rest | None = None
         self._name = str(delivery)
         self._acked: set[int] = set()
         self._unplaced = self.left = len(messages)
@@ -143,10 +164,15 @@ class Chunk:
         else:
             self.delivery.move(MessageState.BUFFERED)
 
-    def parks(self) -> None:
-        """Let others be read while items wait for a place."""
-        if self.delivery.state is MessageState.WAITING:
+    def parks(self) -> bool:
+        """Let others be read while items wait for a place.
+
+        :returns: whether it has not done so before.
+        """
+        is_first = self.delivery.state is MessageState.WAITING
+        if is_first:
             self.delivery.parks()
+        return is_first
 
     # -- Outcomes --------------------------------------------------------------------
 

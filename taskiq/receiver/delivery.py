@@ -113,6 +113,8 @@ class Delivery(Holder):
     )
     #: Whether it is one item of a message with many.
     is_part = False
+    #: Its other arguments, where another item of the message had them bound.
+    bound: Rest | None = None
 
     message: TaskiqMessage
     # Of what it was, when it is over.
@@ -166,7 +168,7 @@ class Delivery(Holder):
         plan = task.plan
         assert plan is not None  # noqa: S101
         message = self.message
-        item, rest, timeout = plan.place(message, validate=validate)
+        item, rest, timeout = plan.place(message, validate=validate, rest=self.bound)
         self.item, self.rest, self.timeout, self.weight = item, rest, timeout, 0
         label = message.labels.get("priority")
         self.priority = (
@@ -196,9 +198,10 @@ class Delivery(Holder):
         """Wait until its task may hold one message more."""
         self.move(MessageState.WAITING)
 
-    def parks(self) -> None:
+    def parks(self) -> bool | None:
         """Wait on, and let others be read meanwhile."""
         self.move(MessageState.PARKED)
+        return None
 
     def steps_aside(self) -> None:
         """Wait for the rate of its task, and let others be read meanwhile."""

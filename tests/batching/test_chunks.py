@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import AfterValidator
 
 from taskiq import (
     AckableMessage,
@@ -21,6 +22,7 @@ from taskiq import (
     TaskiqResult,
 )
 from taskiq.chunks import ITEMS
+from taskiq.dead_letters.store import InMemoryDeadLetters
 from taskiq.depends.progress_tracker import ProgressTracker
 from taskiq.exceptions import (
     ChunkItemError,
@@ -152,6 +154,68 @@ async def test_equal_items_of_a_chunk_and_of_messages_are_passed_once() -> None:
     assert outcomes(worker) == [6, 2, 2]
 
 
+class Single:
+    """There is one only."""
+
+    def __init__(self, _: str) -> None:
+        pass
+
+    def __deepcopy__(self, _: object) -> Single:
+        raise OSError(self.__doc__)
+
+
+READ: list[str] = []
+
+
+def note(value: str) -> str:
+    READ.append(value)
+    return value
+
+
+OfOne: TypeAlias = Annotated[str, AfterValidator(Single)]
+Once: TypeAlias = Annotated[str, AfterValidator(note)]
+
+
+@virtual
+async def test_each_call_has_the_other_arguments_as_they_were_sent() -> None:
+    async def append(items: list[int], rest: list[str]) -> list[int]:
+        rest.append("seen")
+        return [len(rest) for _ in items]
+
+    worker = BatchWorker()
+    task = worker.broker.task(batch=True, batch_size=2)(append)
+    await task.kicker().with_task_id("chunk").kiq_chunk([0, 1, 2, 3], [])
+    await worker.run()
+    assert outcomes(worker) == [1, 1, 1, 1]
+
+
+@virtual
+async def test_arguments_that_cannot_be_copied_for_a_call_fail_its_items() -> None:
+    async def run(items: list[int], rest: OfOne) -> list[int]:
+        raise AssertionError
+
+    worker = BatchWorker()
+    task = worker.broker.task(batch=True, batch_size=2)(run)
+    await task.kicker().with_task_id("chunk").kiq_chunk([0, 1, 2], "x")
+    await worker.run()
+    assert outcomes(worker) == [OSError, OSError, OSError]
+    worker.assert_as_new()
+
+
+@virtual
+async def test_the_other_arguments_are_read_once_for_all_items() -> None:
+    async def run(items: list[int], rest: Once) -> list[int]:
+        return items
+
+    READ.clear()
+    worker = BatchWorker()
+    task = worker.broker.task(batch=True, batch_size=2)(run)
+    await task.kicker().with_task_id("chunk").kiq_chunk([0, 1, 2], "x")
+    await worker.run()
+    assert outcomes(worker) == [0, 1, 2]
+    assert READ == ["x"]
+
+
 @virtual
 async def test_the_timeout_label_limits_each_call() -> None:
     async def slow(items: list[int]) -> list[int]:
@@ -255,6 +319,36 @@ async def test_others_are_read_while_its_items_wait_for_long() -> None:
     await listening
     assert len(done_at) == 1
     assert outcomes(worker) == [0, 2]
+
+
+@virtual
+async def test_what_waits_behind_its_items_makes_way_in_its_turn() -> None:
+    """One way for all of them: they hold one slot together."""
+    worker = worker_of(
+        doubled,
+        batch_size=1,
+        batch_max_buffered=1,
+        batch_timeout=1,
+        batch_concurrency=1,
+        max_async_tasks=2,
+    )
+    worker.in_call = Gate()
+    done_at: list[float] = []
+
+    @worker.broker.task
+    async def plain() -> None:
+        done_at.append(asyncio.get_running_loop().time())
+
+    await send_chunk(worker, [*range(10)])
+    for item in (100, 101):
+        await worker.send(item)
+        await plain.kiq()
+    listening = asyncio.ensure_future(worker.run())
+    await asyncio.sleep(5)
+    worker.in_call.opened.set()
+    await listening
+    assert done_at == [1, 2]
+    assert outcomes(worker) == [2 * item for item in range(10)]
 
 
 @virtual
@@ -663,6 +757,66 @@ async def test_delivered_again_all_of_its_items_run_again() -> None:
     await worker.run()
     assert worker.calls == [[0, 1], [0, 1]]
     assert worker.broker.acked == ["chunk", "chunk"]
+
+
+@virtual
+async def test_only_one_that_fails_as_a_whole_is_put_aside() -> None:
+    broker = InMemoryBroker().with_dead_letters()
+    hook = Refusing(0)
+    broker.add_middlewares(hook)
+
+    @broker.task(batch=True, on_failure="dead_letter")
+    async def work(items: list[int]) -> list[int | Exception]:
+        return [ValueError(item) for item in items]
+
+    in_part = await work.kiq_chunk([0, 1])
+    await broker.wait_all()
+    assert not (await in_part.wait_result(timeout=5)).is_err
+    assert not letters_of(broker)
+    hook.times = 1
+    whole = await work.kiq_chunk([2, 3])
+    await broker.wait_all()
+    assert isinstance((await whole.wait_result(timeout=5)).error, ConnectionError)
+    assert letters_of(broker) == [whole.task_id]
+    broker.executor.shutdown()
+
+
+def letters_of(broker: InMemoryBroker) -> list[str]:
+    store = broker.dead_letter_store
+    assert isinstance(store, InMemoryDeadLetters)
+    return [letter.task_id for letter in store.letters]
+
+
+class Leased(QueueBroker):
+    """Takes messages back after two seconds, unless their lease is renewed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renewed: list[float] = []
+
+    async def listen(self) -> AsyncGenerator[bytes | AckableMessage, None]:
+        async for message in super().listen():
+            assert isinstance(message, AckableMessage)
+            message.lease = 2.0
+            message.extend = self.renew
+            yield message
+
+    def renew(self) -> None:
+        self.renewed.append(asyncio.get_running_loop().time())
+
+
+@virtual
+async def test_its_lease_is_renewed_once_for_all_until_it_is_settled() -> None:
+    async def slow(items: list[int]) -> list[int]:
+        await asyncio.sleep(2.5)
+        return items
+
+    broker = Leased()
+    worker = worker_of(slow, broker=broker, batch_size=2, batch_concurrency=1)
+    await send_chunk(worker, [0, 1, 2, 3])
+    await worker.run()
+    assert broker.renewed == [1, 2, 3, 4, 5]
+    assert broker.acked == ["chunk"]
 
 
 class Counted(QueueBroker):

@@ -799,6 +799,28 @@ def test_a_group_without_a_batch_costs_nothing_while_its_task_is_busy() -> None:
     assert list(lane.groups.values()) == [[running.group]]
 
 
+class Alike(str):
+    """A key with the hash of every other one."""
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def test_groups_of_one_hash_are_told_apart_and_forgotten_one_by_one() -> None:
+    offering = Offering(size=2)
+    for member, key in zip("abcd", "xyxy", strict=True):
+        offering.offer(member, group=Alike(key))
+    first, second = offering.take(), offering.take()
+    assert [list(batch.members) for batch in (first, second)] == [
+        ["a", "c"],
+        ["b", "d"],
+    ]
+    offering.finish(second)
+    assert first.lane.groups == {0: [first.group]}
+    offering.finish(first)
+    offering.assert_nothing_is_left()
+
+
 # -- What withdrawing costs ---------------------------------------------------------
 
 
