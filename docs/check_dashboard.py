@@ -3,8 +3,9 @@
     python docs/check_dashboard.py [REDIS_URL]
 
 Needs `prometheus` on the path, a Redis, taskiq-redis and prometheus_client. It prints a
-line for each query: the series that came back and the value of the first. The status is
-1 if a query has an error, no series, or no number.
+line for each query: the series that came back and the last value of the first. If each
+has numbers, it writes them to ANSWERS, which `docs/draw_dashboard.py` draws. Otherwise
+the status is 1.
 """
 
 from __future__ import annotations
@@ -32,18 +33,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DASHBOARD = Path(__file__).parent / "guide" / "batching" / "taskiq-batches.json"
+#: What Prometheus answered to each query, for the picture.
+ANSWERS = DASHBOARD.with_name("taskiq-batches-answers.json")
 APPLICATION = """
 import asyncio
 from pathlib import Path
-from taskiq import PrometheusMiddleware
-from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
+from taskiq import Context, PrometheusMiddleware, SimpleRetryMiddleware, TaskiqDepends
+from taskiq.adapters.redis import RedisAsyncResultBackend, RedisStreamBroker
 
 broker = (
     RedisStreamBroker({redis!r}, queue_name={name!r}, consumer_id="0")
     .with_result_backend(
         RedisAsyncResultBackend({redis!r}, prefix_str={name!r}, result_ex_time=60)
     )
-    .with_middlewares(PrometheusMiddleware(Path({metrics!r}), {port}, "127.0.0.1"))
+    .with_middlewares(
+        PrometheusMiddleware(Path({metrics!r}), {port}, "127.0.0.1"),
+        SimpleRetryMiddleware(),
+    )
+    .with_dead_letters(on_failure="ack")
 )
 
 @broker.task("store", batch=True, batch_size=20, batch_timeout=0.3,
@@ -53,14 +60,22 @@ async def store(rows: list[int]) -> None:
     if 13 in rows:
         raise ValueError("13")
 
-@broker.task("add")
-async def add(a: int) -> int:
+@broker.task("charge", retry_on_error=True, max_retries=2, on_failure="dead_letter")
+async def charge(a: int) -> int:
+    if a == 13:
+        raise ValueError("13")
+    return a
+
+@broker.task("fetch", on_failure="requeue", max_deliveries=2)
+async def fetch(a: int) -> int:
     if a == 13:
         raise ValueError("13")
     return a
 """
-#: Seconds of messages, and the range that rates are taken over.
-SENDING, RANGE = 12, "8s"
+#: Messages a second of each task, and for how many seconds.
+RATES = ((50, 20), (150, 20), (10, 20))
+#: The range that rates are taken over, and seconds between two values of an answer.
+RANGE, STEP = "8s", 2
 
 
 def free_port() -> int:
@@ -88,50 +103,68 @@ async def send() -> None:
     """Send messages for a while, one in fifty of them bad."""
     app: Any = importlib.import_module("app")
     await app.broker.startup()
-    end = time.monotonic() + SENDING
     number = 0
-    while time.monotonic() < end:
-        number += 1
-        await app.store.kiq(number % 50)
-        await app.add.kiq(number % 50)
-        await asyncio.sleep(0.01)
+    for rate, seconds in RATES:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            number += 1
+            await asyncio.gather(
+                *(task.kiq(number % 50) for task in (app.store, app.charge, app.fetch)),
+            )
+            await asyncio.sleep(1 / rate)
     await app.broker.shutdown()
 
 
-def ask(port: int, query: str) -> list[float]:
-    """Give the value of each series.
+def ask(port: int, query: str, begin: float) -> list[dict[str, Any]]:
+    """Give the series of the answer.
 
+    :param begin: when the answer begins, in seconds since the epoch; it ends now.
     :raises urllib.error.HTTPError: Prometheus does not understand the query.
     """
-    url = f"http://127.0.0.1:{port}/api/v1/query?" + urllib.parse.urlencode(
-        {"query": query},
-    )
+    arguments = {"query": query, "start": begin, "end": time.time(), "step": STEP}
+    query = urllib.parse.urlencode(arguments)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    url = f"http://127.0.0.1:{port}/api/v1/query_range?{query}"
     with opener.open(url, timeout=10) as response:
-        found = json.load(response)["data"]["result"]
-    return [float(each["value"][1]) for each in found]
+        found: list[dict[str, Any]] = json.load(response)["data"]["result"]
+    return [
+        {
+            "labels": each["metric"],
+            # Seconds since the beginning, and numbers that are some.
+            "values": [
+                [round(at - begin), float(f"{float(value):.4g}")]
+                for at, value in each["values"]
+                if math.isfinite(float(value))
+            ],
+        }
+        for each in found
+    ]
 
 
-def check(port: int) -> int:
-    """Run every query, print what came back, and count what was no good."""
+def check(port: int, begin: float) -> int:
+    """Run every query, print what came back, and write it if all of it is good."""
     bad = 0
+    answers: list[dict[str, Any]] = []
     dashboard = json.loads(DASHBOARD.read_text("utf-8"))
-    print(f"{'series':>6}  {'first':>8}  panel: query")
+    print("series     first  panel")
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
             query = target["expr"].replace("$__rate_interval", RANGE)
-            query = query.replace("$task", ".*")
             try:
-                values = ask(port, query)
+                series = ask(port, query.replace("$task", ".*"), begin)
             except urllib.error.HTTPError as error:
-                values = []
+                series = []
                 print(error.read().decode())
-            good = bool(values) and not any(map(math.isnan, values))
+            good = bool(series) and all(each["values"] for each in series)
             bad += not good
-            first = f"{values[0]:8.3g}" if values else f"{'-':>8}"
-            mark = "" if good else "  <-- no data"
-            print(f"{len(values):6}  {first}  {panel['title']}: {target['expr']}{mark}")
+            first = f"{series[0]['values'][-1][1]:8.3g}" if good else f"{'-':>8}"
+            mark = "" if good else f"  <-- no data: {target['expr']}"
+            print(f"{len(series):6}  {first}  {panel['title']}{mark}")
+            answers.append({"query": target["expr"], "series": series})
     print(f"{bad} without data" if bad else "every query has data")
+    if not bad:
+        lines = ",\n".join(map(json.dumps, answers))
+        ANSWERS.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     return int(bad > 0)
 
 
@@ -163,8 +196,9 @@ def main(redis: str) -> int:
         sys.path.insert(0, scratch)
         try:
             with running(worker, directory), running(server, directory):
+                begin = time.time()
                 asyncio.run(send())
-                return check(prometheus)
+                return check(prometheus, begin)
         finally:
             clean_up(redis, name)
 

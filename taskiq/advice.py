@@ -7,7 +7,8 @@ plugin is imported and no server is asked. What to say of it is decided by
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.capabilities import resolve
@@ -22,6 +23,8 @@ __all__ = ["BrokerSettings", "advise", "batch_configs", "settings_of"]
 
 #: Unacknowledged messages of a JetStream consumer that does not say how many.
 _JETSTREAM_DEFAULT: Final = 1000
+#: Whose classes have the names of the plugin's.
+_ADAPTER: Final = "taskiq.adapters.redis"
 #: Seconds below which messages get lost between a request of nats-py that ends and the
 #: next one, and come again after `ack_wait` only.
 _SHORTEST_PULL: Final = 0.5
@@ -41,6 +44,9 @@ class BrokerSettings:
     :ivar lease: seconds until what is unacknowledged is delivered again, where no
         worker renews it.
     :ivar lease_name: what its plugin calls this time, with its unit.
+    :ivar read: seconds that one read waits for a message, `math.inf` for ever.
+    :ivar read_name: what its plugin calls this time, with its unit, if it can be set.
+    :ivar read_timeout: seconds after which its client gives up a read.
     """
 
     limit: int | None = None
@@ -50,6 +56,9 @@ class BrokerSettings:
     pull_timeout: float | None = None
     lease: float | None = None
     lease_name: str = "its redelivery time"
+    read: float | None = None
+    read_name: str | None = None
+    read_timeout: float | None = None
 
 
 def settings_of(broker: AsyncBroker) -> BrokerSettings:
@@ -65,13 +74,33 @@ def settings_of(broker: AsyncBroker) -> BrokerSettings:
         return _of_jetstream(broker)
     if (qos := _positive(getattr(broker, "_qos", None))) is not None:
         return BrokerSettings(limit=qos, limit_name="qos")
+    if any(kind.__module__ == _ADAPTER for kind in type(broker).__mro__):
+        return BrokerSettings()  # it renews leases, and ends reads in time
+    if any(name.startswith(("RedisStream", "ListQueue")) for name in names):
+        return _of_redis(broker)
+    return BrokerSettings()
+
+
+def _of_redis(broker: AsyncBroker) -> BrokerSettings:
+    settings = BrokerSettings(read=math.inf, read_timeout=_redis_timeout(broker))
+    if (block := getattr(broker, "block", None)) is not None:
+        name = "xread_block (in milliseconds)"
+        settings = replace(settings, read=block / 1000 or math.inf, read_name=name)
     idle = _positive(getattr(broker, "idle_timeout", None))
     if idle is not None and resolve(broker).extend is None:
-        return BrokerSettings(
-            lease=idle / 1000,
-            lease_name="idle_timeout (in milliseconds)",
-        )
-    return BrokerSettings()
+        name = "idle_timeout (in milliseconds)"
+        settings = replace(settings, lease=idle / 1000, lease_name=name)
+    return settings
+
+
+def _redis_timeout(broker: AsyncBroker) -> float | None:
+    """Ask a connection that is not made: it knows the default of its client, too."""
+    pool = getattr(broker, "connection_pool", None)
+    if pool is None and (sentinel := getattr(broker, "sentinel", None)) is not None:
+        pool = sentinel.master_for("any").connection_pool
+    make: Any = getattr(pool, "make_connection", None)
+    timeout = None if make is None else getattr(make(), "socket_timeout", None)
+    return timeout if isinstance(timeout, (int, float)) else None
 
 
 def _of_jetstream(broker: AsyncBroker, **pull: Any) -> BrokerSettings:
@@ -107,6 +136,7 @@ def advise(settings: BrokerSettings, tasks: Mapping[str, BatchConfig]) -> list[s
         *_of_requests(settings),
         *_of_limit(settings, tasks),
         *_of_lease(settings, tasks),
+        *_of_reads(settings),
     ]
 
 
@@ -175,4 +205,18 @@ def _of_lease(settings: BrokerSettings, tasks: Mapping[str, BatchConfig]) -> lis
         "a call."
         for task, config in tasks.items()
         if config.timeout >= lease
+    ]
+
+
+def _of_reads(settings: BrokerSettings) -> list[str]:
+    read, timeout, name = settings.read, settings.read_timeout, settings.read_name
+    if read is None or timeout is None or read < timeout:
+        return []
+    what = "waits for a message" if read == math.inf else f"waits {read:g} s for one"
+    mend = f", or {name} below {timeout * 1000:g}" if name else ""
+    return [
+        f"A read {what}, but the client gives it up after socket_timeout={timeout:g} "
+        "s: whenever nothing comes for that long, all connections of the broker are "
+        "replaced, and sending through it can fail meanwhile. Set "
+        f"socket_timeout=None{mend}.",
     ]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from taskiq.abc.broker import AsyncBroker
     from taskiq.abc.schedule_source import ScheduleSource
     from taskiq.batch import BatchConfig
+    from taskiq.chunks import AsyncTaskiqChunk
     from taskiq.mistakes import SendCheck
     from taskiq.policies import FailurePolicy
     from taskiq.scheduler.created_schedule import CreatedSchedule
@@ -180,6 +181,16 @@ class AsyncTaskiqDecoratedTask(ManySender[_FuncParams, _ReturnType]):
     ) -> list[Any]:
         kicker: Any = self.kicker()
         sent: list[Any] = await kicker.kiq_many(items, on_progress=on_progress)
+        return sent
+
+    async def _send_items(
+        self,
+        items: Iterable[Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> AsyncTaskiqChunk[Any]:
+        kicker: Any = self.kicker()
+        sent: AsyncTaskiqChunk[Any] = await kicker.kiq_chunk(items, *args, **kwargs)
         return sent
 
     def __repr__(self) -> str:

@@ -19,13 +19,20 @@ _WARNING_INTERVAL: Final = 60.0
 _MOST_TEXT: Final = 300
 
 #: What clients name their errors of lost connections, which need not be an `OSError`.
-_NAMES: Final = ("Connect", "Disconnect", "NoServers", "ChannelInvalidState")
+_NAMES: Final = ("Connect", "Disconnect", "NoServers", "ChannelInvalidState", "Timeout")
+
+
+class StoppedListeningError(Exception):
+    """A listener has ended, and was not to; its text says why."""
 
 
 def brief(error: BaseException) -> str:
     """Describe an error in one line; of a group, the first error in it."""
     error = _first_of(error)
-    text = " ".join(str(error).split())[:_MOST_TEXT]
+    try:
+        text = " ".join(str(error).split())[:_MOST_TEXT]
+    except Exception:  # noqa: BLE001 - of a class of the application, which has failed
+        text = "<its str() failed>"
     name = type(error).__name__
     return f"{name}: {text}" if text else name
 
@@ -63,6 +70,8 @@ class Outage:
 
     def __init__(self) -> None:
         self.is_on = False
+        self._has_listened = False
+        self._is_told = False
         self._began_at = 0.0
         self._told_at = 0.0
         self._is_listener_away = False
@@ -70,12 +79,36 @@ class Outage:
         self._failing: set[str] = set()
         self._unsettled = 0
 
-    def not_listening(self, error: Exception, delay: float, *, is_up: bool) -> None:
+    def listens(self) -> bool:
+        """Note that somebody begins to listen.
+
+        :returns: whether that is to be told: not again at each attempt in an outage.
+        """
+        is_to_be_told = not (self.is_on and self._has_listened)
+        self._has_listened = True
+        return is_to_be_told
+
+    def not_listening(
+        self,
+        error: Exception,
+        delay: float,
+        *,
+        is_up: bool,
+        was_healthy: bool = False,
+    ) -> None:
         """Tell that listening failed, and is tried again after a delay.
 
+        A read that was given up by a client after a while without messages is no outage
+        yet: it is one when the next attempt fails, too.
+
         :param is_up: whether the broker was started before.
+        :param was_healthy: whether it was listened to without an error before.
         """
         self._is_listener_away = True
+        if was_healthy and not self.is_on and _is_timeout(error):
+            self.is_on, self._began_at = True, _now()
+            logger.debug("Listening again after a read without messages: %r", error)
+            return
         what = (
             "The listener failed, it is started again"
             if is_up
@@ -83,12 +116,23 @@ class Outage:
         )
         is_new, is_to_be_told = self._note()
         # Of an error of another kind it is not known that only a server is away.
-        has_traceback = is_up and is_new and not is_unreachable(error)
+        is_explained = is_unreachable(error) or isinstance(error, StoppedListeningError)
+        has_traceback = is_up and is_new and not is_explained
         self._tell(
             f"{what} in {delay:.1f} s: {brief(error)}",
             error if has_traceback else None,
             is_told=is_to_be_told or not is_up,
         )
+
+    def disconnected(self) -> None:
+        """Tell that a client has lost its server, and connects again by itself."""
+        self._is_listener_away = True
+        is_new, is_to_be_told = self._note()
+        if is_to_be_told:
+            text = "The broker is away, its client tries to connect again."
+            if not is_new:
+                text += f" So it is since {self._told_at - self._began_at:.0f} s."
+            self._tell(text, None, is_told=True)
 
     def not_settled(self, what: str, subject: object, error: BaseException) -> None:
         """Tell that a message cannot be settled, as a server cannot be reached.
@@ -119,7 +163,7 @@ class Outage:
 
         :param at: since when, by the event loop's time.
         """
-        if self.is_on:
+        if self._is_told:
             seconds = max(at - self._began_at, 0.0)
             text = f"The broker is back after {seconds:.1f} s."
             if self._unsettled:
@@ -127,19 +171,19 @@ class Outage:
                 text += f" {count} could not be settled, and stayed unacknowledged."
             fields = {"seconds": round(seconds, 3), "messages": self._unsettled}
             logger.warning(text, extra=fields)
-        self.is_on = self._is_listener_away = False
+        self.is_on = self._is_told = self._is_listener_away = False
         self._failing.clear()
         self._unsettled = 0
 
     def _note(self) -> tuple[bool, bool]:
         """Note a failure.
 
-        :returns: whether it is the first one, and whether it is to be told.
+        :returns: whether it is the first one that is told, and whether it is told.
         """
         now = _now()
-        is_new = not self.is_on
-        if is_new:
+        if not self.is_on:
             self.is_on, self._began_at = True, now
+        is_new, self._is_told = not self._is_told, True
         is_to_be_told = is_new or now - self._told_at >= _WARNING_INTERVAL
         if is_to_be_told:
             self._told_at = now
@@ -155,6 +199,10 @@ class Outage:
         level = logging.WARNING if is_told else logging.DEBUG
         fields = {"messages": self._unsettled}
         logger.log(level, "%s", text, exc_info=error, extra=fields)
+
+
+def _is_timeout(error: BaseException) -> bool:
+    return "Timeout" in type(_first_of(error)).__name__
 
 
 def messages(count: int) -> str:

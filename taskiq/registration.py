@@ -31,7 +31,6 @@ from taskiq.options import check_labels
 from taskiq.policies import split_policy
 from taskiq.rates import split_rate
 from taskiq.unique import split_unique
-from taskiq.unique_release import ensure_release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable
@@ -224,8 +223,6 @@ class TaskRegistry(ABC):
         task.failure_policy = policy if own_policy is None else own_policy
         task.unique = unique
         task.rate = rate
-        if unique is not None:
-            ensure_release(self)
         if batch is not None:
             task.send_check = SendCheck(function, hints)
         task.adopt_metadata()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +16,9 @@ from taskiq.advice import BrokerSettings, advise, settings_of
 from taskiq.batch import BatchConfig
 from taskiq.receiver import Receiver
 
+BLOCKS_FOR_TEN_SECONDS = BrokerSettings(
+    read=10, read_name="xread_block (in milliseconds)", read_timeout=5
+)
 HUNDRED = BatchConfig(size=100, timeout=1)
 
 
@@ -33,6 +38,8 @@ def pulls(batch: int, timeout: float | None, limit: int | None = 1000) -> Any:
         (pulls(100, 0.5), {}, []),
         (pulls(100, 5, None), {}, []),
         (BrokerSettings(lease=1.1), {"a": HUNDRED}, []),
+        (BrokerSettings(read=2, read_timeout=5), {}, []),
+        (BrokerSettings(read=math.inf, read_timeout=None), {}, []),
         # One task cannot fill, two cannot, all cannot at once.
         (
             BrokerSettings(99, "qos"),
@@ -67,6 +74,17 @@ def pulls(batch: int, timeout: float | None, limit: int | None = 1000) -> Any:
             {"a": HUNDRED},
             ["Task a: .*batch_timeout=1 s.*again after 1 s.*Raise idle_timeout"],
         ),
+        # A read that its client gives up before anything came.
+        (
+            BrokerSettings(read=math.inf, read_timeout=5),
+            {},
+            ["waits for a message, .*socket_timeout=5 s.* Set socket_timeout=None\\.$"],
+        ),
+        (
+            BrokerSettings(read=5, read_name="xread_block", read_timeout=5),
+            {},
+            ["waits 5 s .*Set socket_timeout=None, or xread_block below 5000\\.$"],
+        ),
     ],
 )
 def test_what_does_not_go_together_is_said_with_what_to_set(
@@ -94,11 +112,28 @@ class PushBasedJetStreamBroker(InMemoryBroker):
     consumer_config: Any = None
 
 
-class StreamBroker(InMemoryBroker):
+class RedisStreamBroker(InMemoryBroker):
     idle_timeout = 1500
+    block = 10_000
+    connection_pool: Any = SimpleNamespace(
+        make_connection=lambda: SimpleNamespace(socket_timeout=5)
+    )
 
 
-class RenewingBroker(StreamBroker):
+def redis_of(master: str) -> Any:
+    del master
+    return SimpleNamespace(connection_pool=RedisStreamBroker.connection_pool)
+
+
+class ListQueueSentinelBroker(InMemoryBroker):
+    sentinel: Any = SimpleNamespace(master_for=redis_of)
+
+
+class ListQueueClusterBroker(InMemoryBroker):
+    """It does not say how long its clients wait."""
+
+
+class RenewingBroker(RedisStreamBroker):
     message_capabilities: Any = ("extend",)
 
 
@@ -113,10 +148,16 @@ class RenewingBroker(StreamBroker):
             BrokerSettings(1000, "max_ack_pending", is_shared=True),
         ),
         (
-            StreamBroker,
-            BrokerSettings(lease=1.5, lease_name="idle_timeout (in milliseconds)"),
+            RedisStreamBroker,
+            replace(
+                BLOCKS_FOR_TEN_SECONDS,
+                lease=1.5,
+                lease_name="idle_timeout (in milliseconds)",
+            ),
         ),
-        (RenewingBroker, BrokerSettings()),
+        (RenewingBroker, BLOCKS_FOR_TEN_SECONDS),
+        (ListQueueSentinelBroker, BrokerSettings(read=math.inf, read_timeout=5)),
+        (ListQueueClusterBroker, BrokerSettings(read=math.inf)),
     ],
 )
 def test_settings_are_read_off_the_broker(

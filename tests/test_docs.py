@@ -13,6 +13,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from runpy import run_path
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -414,6 +415,23 @@ def test_the_page_of_monitoring_names_every_metric_and_no_other(
     rows = re.findall(r"^\| (`[a-z_`, ]+`) \| (?:counter|gauge|hist)", page, re.M)
     named = [name.strip("` ") for row in rows for name in row.split(",")]
     assert sorted(named) == sorted(served)
+
+
+def test_the_picture_of_the_dashboard_is_drawn_from_numbers_of_each_query() -> None:
+    """What `docs/check_dashboard.py` wrote, of a real worker and a real Prometheus."""
+    drawing = run_path(str(DOCS / "draw_dashboard.py"))
+    dashboard = json.loads(drawing["DASHBOARD"].read_text("utf-8"))
+    asked = [
+        target["expr"] for panel in dashboard["panels"] for target in panel["targets"]
+    ]
+    answers = json.loads(drawing["ANSWERS"].read_text("utf-8"))
+    assert [each["query"] for each in answers] == asked, "run check_dashboard again"
+    assert all(each["series"] for each in answers)
+    assert drawing["TARGET"].read_text("utf-8") == drawing["draw"]()
+    page = (MONITORING / "monitoring.md").read_text("utf-8")
+    last = [each["series"][0]["values"][-1][1] for each in answers]
+    told = re.findall(r"^ +\d +(\S+)  [A-Z]", page, re.M)
+    assert [float(each) for each in told] == [float(f"{each:.3g}") for each in last]
 
 
 def test_the_dashboard_asks_for_metrics_that_are_served_and_shows_each(

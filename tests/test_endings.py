@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,8 +157,9 @@ async def test_a_plain_task_gives_its_message_back_or_puts_it_aside() -> None:
     assert isinstance((await handle.get_result()).error, DeadLetteredError)
     [letter] = letters_of(broker)
     assert (letter.reason, letter.deliveries, len(runs)) == ("requested", 3, 3)
-    with pytest.raises(ValueError, match="delay must be a number of seconds"):
-        Context(TaskiqMessage.model_construct(), broker).nack(delay=-1)
+    for delay in (-1, 4_294_968, math.nan, True):
+        with pytest.raises(ValueError, match="delay must be a number of seconds"):
+            Context(TaskiqMessage.model_construct(), broker).nack(delay=delay)
 
 
 class Bare(InMemoryBroker):
@@ -180,6 +183,26 @@ class Bare(InMemoryBroker):
 
     def delivery(self, data: bytes, **more: Any) -> AckableMessage:
         return AckableMessage(data=data, ack=lambda: self.acked.append(data), **more)
+
+
+class Naming(InMemoryDeadLetters):
+    """Names letters as servers do: by a number of its own."""
+
+    async def put(self, letter: DeadLetter) -> str:
+        self.letters.append(replace(letter, id="7-0"))
+        return "7-0"
+
+
+async def test_the_log_and_the_hooks_name_a_letter_as_its_place_does(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told, store = Told(), Naming()
+    broker = Bare().with_middlewares(told).with_dead_letters(store=store)
+    task = broker.task("task")(_fail)
+    await task.kiq()
+    await Receiver(broker).callback(broker.delivery(broker.sent[0].message))
+    assert told.letters == store.letters
+    assert "kept in memory as 7-0" in caplog.text
 
 
 class Failing(InMemoryDeadLetters):

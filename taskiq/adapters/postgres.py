@@ -223,6 +223,16 @@ ON CONFLICT (key) DO UPDATE SET
     ends = CASE WHEN held.ends > now() THEN held.ends ELSE EXCLUDED.ends END
 RETURNING key, token
 """
+_RENEW_UNIQUE: Final = """
+WITH held AS (
+    SELECT stored.key, given.ttl FROM {table}_unique AS stored
+    JOIN unnest($1::text[], $2::text[], $3::float8[]) AS given (key, token, ttl)
+        ON stored.key = given.key AND stored.token = given.token
+    ORDER BY stored.key FOR UPDATE OF stored
+)
+UPDATE {table}_unique AS stored SET ends = now() + make_interval(secs => held.ttl)
+FROM held WHERE stored.key = held.key
+"""
 _RELEASE: Final = """
 WITH held AS (
     SELECT stored.key FROM {table}_unique AS stored
@@ -772,6 +782,14 @@ class _UniqueKeys(GroupedUniqueKeys):
         columns = [list(column) for column in zip(*held, strict=True)]
         await self._fetch(_RELEASE, *columns)
         return [None] * len(held)
+
+    async def _renew_many(self, claims: Sequence[Claim]) -> Sequence[Any]:
+        return await in_chunks(partial(_in_statements, self._renew_all), claims)
+
+    async def _renew_all(self, claims: Sequence[Claim]) -> list[Any]:
+        columns = [list(column) for column in zip(*claims, strict=True)]
+        await self._fetch(_RENEW_UNIQUE, *columns)
+        return [None] * len(claims)
 
     async def _forget_ended(self) -> None:
         now = time.monotonic()

@@ -49,19 +49,20 @@ class ProgressTracker(Generic[_ProgressType]):
         :param meta: what else to tell; `None` keeps what was stored before.
         :raises pydantic.ValidationError: if the state is no string.
         """
-        first, *others = self._messages
+        # Items of one chunk have one id, and one progress.
+        first, *others = dict.fromkeys(each.task_id for each in self._messages)
         if not others:
-            await self._report(first.task_id, state, meta)
+            await self._report(first, state, meta)
             return
 
         slots = asyncio.Semaphore(_MAX_CONCURRENT_REPORTS)
 
-        async def report(message: TaskiqMessage) -> None:
+        async def report(task_id: str) -> None:
             async with slots:
-                await self._report(message.task_id, state, meta)
+                await self._report(task_id, state, meta)
 
         outcomes = await asyncio.gather(
-            *(report(message) for message in self._messages),
+            *(report(task_id) for task_id in (first, *others)),
             # One message that cannot be reported must not silence the others.
             return_exceptions=True,
         )

@@ -12,9 +12,9 @@ import logging
 import os
 import sys
 import time
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from taskiq import __version__
 from taskiq.abc.middleware import TaskiqMiddleware
 from taskiq.batch import BatchConfig
 from taskiq.exceptions import NoResultError
@@ -171,14 +171,15 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
         meter: Meter | None = None,
     ) -> None:
         super().__init__()
+        ours = version("taskiq")
         self._tracer = tracer or get_tracer(
             __name__,
-            __version__,
+            ours,
             tracer_provider,
             _SCHEMA_URL,
         )
         self._create_metrics(
-            meter or get_meter(__name__, __version__, meter_provider, _SCHEMA_URL),
+            meter or get_meter(__name__, ours, meter_provider, _SCHEMA_URL),
         )
         self._process = psutil.Process()
         # Executions of batch tasks: their hooks run in asyncio tasks of their own, so
@@ -557,11 +558,13 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
     def _open_members(self, batch: BatchInfo) -> list[OpenSpan]:
         stored = [self._stored(message) for message in batch.messages]
         activations = [each[1] for each in stored if each is not None]
-        return [
-            each
+        # Items of one chunk share its span.
+        members = {
+            id(each): each
             for each in activations
             if isinstance(each, OpenSpan) and not each.is_ended
-        ]
+        }
+        return list(members.values())
 
     def _is_for_batch(self, message: TaskiqMessage) -> bool:
         broker: Any = self.broker

@@ -143,6 +143,9 @@ class Aborting:
         runtime = self._runtime
         for member in runtime.batcher.unsealed():
             if member.message.task_id in heard and runtime.batcher.withdraw(member):
+                if member.is_part:
+                    runtime.chunks.abort(member)
+                    continue
                 runtime.redeliveries.let_go([member])
                 member.move(MessageState.SETTLING)
                 work = self._settle(member)

@@ -19,7 +19,7 @@ from taskiq.receiver.failures import log_culprits, log_failure
 from taskiq.receiver.isolation import Isolation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.batch import BatchInfo
@@ -34,6 +34,7 @@ class BatchCall:
     """The calls one batch comes down to: a single one, unless culprits are isolated.
 
     :param members: the messages of the batch.
+    :param turn: waits until one more call may start.
     :ivar extra_calls: how many calls were made beyond the first.
     :ivar seconds: how long all calls took together.
     """
@@ -44,8 +45,10 @@ class BatchCall:
         execution: Execution,
         info: BatchInfo,
         members: Sequence[Delivery],
+        turn: Callable[[], Awaitable[None]],
         aborting: Aborting | None = None,
     ) -> None:
+        self._turn = turn
         self._broker = broker
         self._execution = execution
         self._info = info
@@ -259,6 +262,7 @@ class BatchCall:
         )
         isolation = Isolation(len(suspects), error)
         while called := [suspects[index] for index in isolation.next_call()]:
+            await self._turn()
             results, failure = await self._call([passed[index] for index in called])
             for index, result in zip(called, results, strict=True):
                 outcomes[index] = result

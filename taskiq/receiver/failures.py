@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from taskiq.chunks import INDEX_LABEL
 from taskiq.exceptions import NoResultError, TaskAbortedError
 from taskiq.hooks import hooks_of
 from taskiq.outage import brief, messages
@@ -102,7 +103,7 @@ def log_culprits(
     """
     again, outlook = _outlook(broker, failures)
     named = [
-        f"ID {message.task_id}: {brief(error)}"
+        f"{_id_of(message)}: {brief(error)}"
         for message, error in failures[:_MOST_NAMED]
     ]
     if len(failures) > _MOST_NAMED:
@@ -133,6 +134,12 @@ def log_culprits(
     )
 
 
+def _id_of(message: TaskiqMessage) -> str:
+    index = message.labels.get(INDEX_LABEL)
+    name = f"ID {message.task_id}"
+    return name if index is None else f"item {index} of {name}"
+
+
 def _outlook(
     broker: AsyncBroker,
     failures: Sequence[tuple[TaskiqMessage, BaseException]],
@@ -151,6 +158,7 @@ def _outlook(
     plans = [
         attempt(planned, message, error)
         for message, error in failures
+        if INDEX_LABEL not in message.labels
         for planned in retrying
     ]
     known = [plan for plan in plans if plan and not isinstance(plan, Failed)]

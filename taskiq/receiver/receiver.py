@@ -223,13 +223,17 @@ class Receiver:
         if self.run_startup:
             await self.broker.startup()
             self.has_started_broker = True
+        if self.broker.lifecycle.outage.listens():
+            self._log_start()
+        await Listening(self, self.runtime).run(finish_event)
+        if self.on_exit is not None:
+            self.on_exit(self)
+
+    def _log_start(self) -> None:
         logger.info("Listening started.")
         logger.info("The broker, with its messages, %s.", resolve(self.broker))
         log_policies(self.broker)
         log_batch_tasks(self.broker, None if self.sem is None else self.sem_prefetch)
-        await Listening(self, self.runtime).run(finish_event)
-        if self.on_exit is not None:
-            self.on_exit(self)
 
     async def prefetcher(self, queue: Queue, finish_event: asyncio.Event) -> None:
         """Read the broker until `finish_event`, and hand over what it gives.

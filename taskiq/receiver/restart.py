@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from taskiq.health import ListenerState
 from taskiq.lifecycle import ended_within, reconnecting
-from taskiq.receiver.source import Source, forget_closed
+from taskiq.outage import StoppedListeningError
+from taskiq.receiver.source import (
+    Source,
+    forget_closed,
+    has_given_up,
+    is_disconnected,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +44,9 @@ _STARTING_INTERVAL: Final = 0.5
 
 #: Seconds between two looks whether there is still something to listen to.
 _LOOK_INTERVAL: Final = 5.0
+
+#: Seconds between two looks whether a client has lost its server.
+_CONNECTION_INTERVAL: Final = 1.0
 
 #: Seconds a broker has to close connections that may be dead.
 _CLOSING_LIMIT: Final = 5.0
@@ -92,10 +101,6 @@ async def reconnect(broker: AsyncBroker) -> None:
         await broker.startup()
 
 
-class StoppedListeningError(Exception):
-    """A listener has ended, and was not to."""
-
-
 class ListenLoop:
     """Listens to a broker, and again whenever that fails.
 
@@ -139,14 +144,18 @@ class ListenLoop:
     @property
     def state(self) -> ListenerState:
         """What it is at; that it was told to stop is known by who told it."""
-        receiver = self._receiver
-        is_up = self._is_up or (receiver is not None and _has_started_broker(receiver))
-        if not is_up:
+        if not self.is_up:
             return ListenerState.STARTING
         since = self._not_listening_since
         lasts = 0.0 if since is None else asyncio.get_running_loop().time() - since
         is_away = lasts > _AWAY_AFTER
         return ListenerState.AWAY if is_away else ListenerState.LISTENING
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the broker has been started."""
+        receiver = self._receiver
+        return self._is_up or (receiver is not None and _has_started_broker(receiver))
 
     async def run(self, finish: asyncio.Event) -> None:
         """Listen until told to stop.
@@ -165,7 +174,12 @@ class ListenLoop:
                 delay = self._delays.after_failure(was_healthy=self._is_healthy)
                 if self._not_listening_since is None:
                     self._not_listening_since = asyncio.get_running_loop().time()
-                self._outage.not_listening(exc, delay, is_up=self._is_up)
+                self._outage.not_listening(
+                    exc,
+                    delay,
+                    is_up=self._is_up,
+                    was_healthy=self._is_healthy,
+                )
             # A client that could not connect may be a cycle of objects whose finalizers
             # close it, in the loop. Another thread that came upon them could not.
             gc.collect()
@@ -230,7 +244,11 @@ class ListenLoop:
         if watching.done() and not finish.is_set():
             raise StoppedListeningError(watching.result())
         listening.result()
-        if not (self._ends_with_listener or finish.is_set()):
+        if finish.is_set():
+            return
+        if has_given_up(self._broker):
+            raise StoppedListeningError("its client has given up to connect again")
+        if not self._ends_with_listener:
             raise StoppedListeningError("it ended by itself")
 
     async def _watch(self, receiver: Receiver, stop: asyncio.Event) -> str:
@@ -250,10 +268,23 @@ class ListenLoop:
         self._not_listening_since = None
         self._outage.ended(began)
         while reason is None:
-            await asyncio.sleep(_LOOK_INTERVAL)
+            await self._look_at_connection(_LOOK_INTERVAL)
             reason = await source.lost()
         stop.set()
         return reason
+
+    async def _look_at_connection(self, seconds: float) -> None:
+        """Tell, for so long at least, of a client that connects again by itself."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + seconds
+        is_away = False
+        while is_away or clock() < end:
+            await asyncio.sleep(_CONNECTION_INTERVAL)
+            was_away, is_away = is_away, is_disconnected(self._broker)
+            if is_away:
+                self._outage.disconnected()
+            elif was_away:
+                self._outage.ended(clock())
 
 
 def _has_started_broker(receiver: Receiver) -> bool:

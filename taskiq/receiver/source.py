@@ -65,7 +65,16 @@ def is_disconnected(broker: AsyncBroker) -> bool:
     if isinstance(robust, asyncio.Event):  # of taskiq-aio-pika
         return not robust.is_set()
     client = getattr(broker, "client", None)  # of taskiq-nats
-    return getattr(client, "is_reconnecting", False) is True
+    return getattr(client, "is_reconnecting", False) is True or has_given_up(broker)
+
+
+def has_given_up(broker: AsyncBroker) -> bool:
+    """Whether a client has tried in vain to connect again, and does so no longer.
+
+    What reads through it may end then as if there was nothing more to read.
+    """
+    client = getattr(broker, "client", None)  # of taskiq-nats, after two minutes
+    return getattr(client, "is_closed", False) is True
 
 
 def _is_closed(connection: Any) -> bool:

@@ -10,10 +10,15 @@ import pytest
 from nats.js.api import ConsumerConfig
 from taskiq_aio_pika import AioPikaBroker
 from taskiq_nats import PullBasedJetStreamBroker
-from taskiq_redis import RedisStreamBroker
+from taskiq_redis import (
+    ListQueueBroker,
+    RedisStreamBroker,
+    RedisStreamSentinelBroker,
+)
 
 from taskiq.adapters import nats as adapted_nats
 from taskiq.adapters import redis as adapted_redis
+from taskiq.adapters.postgres import AsyncpgBroker
 from taskiq.advice import advise, settings_of
 from taskiq.api import run_receiver_task
 from taskiq.batch import BatchConfig
@@ -22,6 +27,14 @@ from .servers import NATS, RABBITMQ, REDIS
 
 LARGE = {"large": BatchConfig(size=100, timeout=2)}
 ANY = "nats://localhost"
+SENTINELS = [("localhost", 26379)]
+#: By the default of redis-py from 8 on.
+READ_IS_GIVEN_UP = "after socket_timeout=5 s"
+
+
+def low_idle_timeout(broker: AsyncpgBroker) -> AsyncpgBroker:
+    broker.idle_timeout = 1000
+    return broker
 
 
 @pytest.mark.parametrize(
@@ -44,9 +57,21 @@ ANY = "nats://localhost"
             ["Set max_ack_pending=1000"],
         ),
         (RedisStreamBroker(REDIS.url), []),
+        (RedisStreamBroker(REDIS.url, xread_block=6000), [READ_IS_GIVEN_UP]),
+        (RedisStreamBroker(REDIS.url, xread_block=6000, socket_timeout=7), []),
+        (RedisStreamSentinelBroker(SENTINELS, "any"), [READ_IS_GIVEN_UP]),
+        (ListQueueBroker(REDIS.url), [READ_IS_GIVEN_UP]),
+        (ListQueueBroker(REDIS.url, socket_timeout=None), []),
         (RedisStreamBroker(REDIS.url, idle_timeout=2000), ["Raise idle_timeout"]),
-        # This one renews what it holds.
-        (adapted_redis.RedisStreamBroker(REDIS.url, idle_timeout=2000), []),
+        # These renew what they hold, and end a read in time.
+        (
+            adapted_redis.RedisStreamBroker(
+                REDIS.url, idle_timeout=2000, xread_block=6000
+            ),
+            [],
+        ),
+        (adapted_redis.ListQueueBroker(REDIS.url), []),
+        (low_idle_timeout(AsyncpgBroker()), []),
     ],
 )
 def test_the_settings_of_plugins_are_judged(broker: Any, told: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -608,6 +609,121 @@ async def test_an_outage_is_told_when_it_begins_every_minute_and_when_it_ends(
     assert [record.getMessage().count(refused) for record in again] == [1, 1]
     assert not any(record.exc_info for record in [begin, *again, end])
     assert end.getMessage().startswith("The broker is back after 15")
+
+
+class LazyBroker(QueueBroker):
+    """Connects when it is read, not in `startup`; and gives up a read of 5 seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_here = True
+
+    async def listen(self) -> AsyncGenerator[bytes | AckableMessage, None]:
+        for _ in range(50):
+            if not self.is_here:
+                raise ConnectionError("connection refused")
+            await asyncio.sleep(0.1)
+        yield await self.give_up()
+
+    async def give_up(self) -> bytes:
+        raise ReadTimeoutError
+
+
+class ReadTimeoutError(Exception):
+    """As of a client that is no child of `TimeoutError`."""
+
+
+@pytest.mark.usefixtures("without_jitter")
+@virtual
+async def test_a_client_that_gives_up_reads_without_messages_is_no_outage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    loop = loop_for(broker := LazyBroker())
+    async with Running(loop):
+        await asyncio.sleep(60)
+        assert texts(caplog) == ["Listening started."]
+
+        broker.is_here = False
+        await asyncio.sleep(50)
+        broker.is_here = True
+        await asyncio.sleep(60)
+    _, begin, end = texts(caplog)
+    assert begin.startswith("The listener failed, it is started again in 0.1 s: Conn")
+    assert re.fullmatch(r"The broker is back after 5\d\.\d s\.", end)
+
+
+def texts(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Give what was told, but what the broker can do, which follows the start."""
+    told = [record.getMessage() for record in caplog.records]
+    return [text for text in told if not text.startswith("The broker, with its")]
+
+
+class Client:
+    """As that of taskiq-nats: it connects again by itself, until it gives up."""
+
+    is_reconnecting = False
+    is_closed = False
+
+
+@virtual
+async def test_a_client_that_connects_again_by_itself_is_told_of_for_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    broker: Any = ServerBroker(Server())
+    broker.client = Client()
+    async with Running(loop_for(broker)):
+        await asyncio.sleep(10)
+        broker.client.is_reconnecting = True
+        await asyncio.sleep(150)
+        broker.client.is_reconnecting = False
+        await asyncio.sleep(10)
+    away = "The broker is away, its client tries to connect again."
+    _, begin, first, second, end = texts(caplog)
+    assert [begin, first, second] == [
+        away,
+        f"{away} So it is since 60 s.",
+        f"{away} So it is since 120 s.",
+    ]
+    assert re.fullmatch(r"The broker is back after 1(49|50)\.\d s\.", end)
+
+
+class MessagesEnd(ServerBroker):
+    """Its messages end, without an error, when its client gives up."""
+
+    client: Any
+
+    async def startup(self) -> None:
+        await super().startup()
+        self.client = Client()
+
+    async def listen(self) -> AsyncGenerator[bytes | AckableMessage, None]:
+        self.listened.append(now())
+        await self.server.lost.wait()
+        self.client.is_closed = True
+        return
+        yield b""
+
+
+@pytest.mark.usefixtures("without_jitter")
+@virtual
+async def test_a_client_that_gave_up_is_replaced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = Server()
+    broker = MessagesEnd(server)
+    async with Running(loop_for(broker)):
+        await asyncio.sleep(10)
+        server.go()
+        await asyncio.sleep(20)
+        server.come()
+        await asyncio.sleep(10)
+        assert len(broker.listened) == 2
+    begin, end = warnings(caplog)
+    assert begin.getMessage().endswith("its client has given up to connect again")
+    assert begin.exc_info is None
+    assert end.getMessage().startswith("The broker is back after")
 
 
 @pytest.mark.usefixtures("without_jitter")

@@ -346,6 +346,48 @@ async def dependencies_are_left_out() -> None:
     assert_type(await with_dependencies.kiq(Doc(), "a"), AsyncTaskiqTask[int])
 
 
+# -- What becomes of messages that fail -------------------------------------------
+
+
+@broker.task(batch=True, max_deliveries=5, on_failure="requeue")
+async def given_back(
+    docs: list[Doc],
+    batch: BatchContext = TaskiqDepends(),  # noqa: B008 - how it is declared
+) -> list[int]:
+    batch.nack(0)
+    batch.nack(1, delay=1.5)
+    batch.nack(delay=3)
+    batch.dead_letter(2, reason="no such customer")
+    batch.dead_letter()
+    assert_type(batch.aborted(), bool)
+    assert_type(batch.aborted(3), bool)
+    return [1 for _ in docs]
+
+
+@broker.task("put_aside", batch=True, on_failure="dead_letter")
+def put_aside(docs: list[Doc]) -> bool:
+    return bool(docs)
+
+
+@async_shared_broker.task(batch=True, max_deliveries=3, on_failure="ack")
+async def of_any_broker_limited(docs: list[Doc]) -> list[int]:
+    return [1 for _ in docs]
+
+
+broker_with_dead_letters = InMemoryBroker().with_dead_letters(
+    "dead", max_deliveries=5, on_failure="requeue"
+)
+
+
+async def a_policy_changes_no_type() -> None:
+    handle = await given_back.kiq(Doc())
+    assert_type(handle, AsyncTaskiqTask[int])
+    assert_type(await handle.abort(), bool)
+    assert_type(await put_aside.kiq(Doc()), AsyncTaskiqTask[bool])
+    assert_type(await of_any_broker_limited.kiq(Doc()), AsyncTaskiqTask[int])
+    assert_type(broker_with_dead_letters, InMemoryBroker)
+
+
 # -- The name by position and by keyword, and each argument -----------------------
 
 

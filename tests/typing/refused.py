@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from taskiq import InMemoryBroker, ScheduleSource, async_shared_broker
+from taskiq import (
+    AsyncTaskiqTask,
+    BatchContext,
+    Context,
+    InMemoryBroker,
+    ScheduleSource,
+    async_shared_broker,
+)
 
 broker = InMemoryBroker()
 
@@ -132,6 +139,28 @@ def functions_without_a_list_are_refused() -> None:
     broker.register_task(of_nothing, batch=True)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     async_shared_broker.task(batch=True)(of_str)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     async_shared_broker.task(batch=True)(of_nothing)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+async def policies_of_failures_are_checked(
+    context: Context, batch: BatchContext, handle: AsyncTaskiqTask[int]
+) -> None:
+    broker.task(on_failure="drop")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    broker.task(max_deliveries="5")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    broker.task(batch=True, on_failure="drop")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    broker.task(batch=True, max_deliveries=1.5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    broker.register_task(function, on_failure="drop")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    async_shared_broker.task(on_failure=None, max_deliveries=[5])  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    broker.with_dead_letters(on_failure="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    broker.with_dead_letters(max_deliveries="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    context.nack(0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    context.nack(delay="2")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    context.dead_letter("why")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    batch.nack("0")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    batch.nack(0, 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    batch.dead_letter(0, "why")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    batch.dead_letter(0, reason=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    batch.aborted("0")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await handle.abort(5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def arguments_of_the_decorator_are_checked() -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
-from typing import Any, Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.outage import brief, is_unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
 
 #: The format that is an object of JSON for each line.
 JSON: Final = "json"
@@ -52,37 +57,57 @@ _TOLD_ANYWAY: Final = {
     "aiormq.connection": "error when creating transport",
     "aio_pika.robust_connection": "Connection to ",
 }
+#: And what they say without a traceback, once they have been connected.
+_TOLD_LATER: Final = {
+    "aio_pika.robust_connection": r"Connection attempt to ",
+    "aio_pika.tools": r"Callback .* error: ChannelInvalidStateError",
+}
+
+#: Loggers of clients that connect again by themselves, and tell of each attempt.
+_CLIENTS: Final = (*_TOLD_ANYWAY, "aio_pika.tools", "asyncpg.pool", "nats.aio.client")
 
 
-def _is_told(record: logging.LogRecord) -> bool:
-    """Leave out what is told anyway; filters of its loggers ask."""
-    return not str(record.msg).startswith(_TOLD_ANYWAY[record.name])
+@contextmanager
+def quiet_clients(has_been_up: Callable[[], bool]) -> Generator[None, None, None]:
+    """Leave out meanwhile what clients say of a server that is away.
+
+    The worker tells of it. Only NATS tells itself of each attempt to connect at first.
+
+    :param has_been_up: whether the broker was started, so that the worker watches it.
+    """
+
+    def is_told(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not is_unreachable(error):
+            return True
+        if has_been_up() and (error or _is_one_of(record, _TOLD_LATER)):
+            return False
+        if error is not None:
+            # Without its traceback.
+            record.msg, record.args = f"{record.getMessage()}: {brief(error)}", ()
+            record.exc_info = None
+        return not _is_one_of(record, _TOLD_ANYWAY)
+
+    loggers = [logging.getLogger(name) for name in _CLIENTS]
+    for each in loggers:
+        each.addFilter(is_told)
+    try:
+        yield
+    finally:
+        for each in loggers:
+            each.removeFilter(is_told)
 
 
-def _in_one_line(record: logging.LogRecord) -> bool:
-    """Take the traceback out of a record that a server is away."""
-    error = record.exc_info[1] if record.exc_info else None
-    if error is not None and is_unreachable(error):
-        record.msg, record.args = f"{record.getMessage()}: {brief(error)}", ()
-        record.exc_info = None
-    return True
-
-
-def _quiet_clients() -> None:
-    for name in _TOLD_ANYWAY:
-        logging.getLogger(name).addFilter(_is_told)
-    logging.getLogger("nats.aio.client").addFilter(_in_one_line)
+def _is_one_of(record: logging.LogRecord, texts: Mapping[str, str]) -> bool:
+    text = texts.get(record.name)
+    return text is not None and re.match(text, record.getMessage()) is not None
 
 
 def configure_logging(level: int, log_format: str) -> None:
     """Log to standard error, unless the root logger has a handler already.
 
-    Above DEBUG clients do not say with each attempt that a server is away.
-
     :param log_format: a format of `logging`, or `json`.
     """
-    if level > logging.DEBUG:
-        _quiet_clients()
     if log_format != JSON:
         logging.basicConfig(level=level, format=log_format)
         return

@@ -8,7 +8,7 @@ import logging
 import multiprocessing
 import os
 import sys
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from taskiq.brokers.inmemory_broker import InMemoryBroker
@@ -25,7 +25,7 @@ from taskiq.cli.health.pulse import Pulse, Reading
 from taskiq.cli.installation import check_installation
 from taskiq.cli.utils import import_tasks
 from taskiq.cli.worker.executors import JOIN_GRACE, Pool
-from taskiq.cli.worker.logs import configure_logging, set_levels
+from taskiq.cli.worker.logs import configure_logging, quiet_clients, set_levels
 from taskiq.cli.worker.process_manager import ProcessManager
 from taskiq.cli.worker.reports import NotStarted, Started, report
 from taskiq.cli.worker.signals import (
@@ -359,7 +359,10 @@ class _Service:
             run_startup=receiver.run_startup,
             gives_up=self._gives_up,
         )
-        with self._telling_health(receiver, listening):
+        args = self._args
+        is_quiet = args.configure_logging and args.log_level > logging.DEBUG
+        quiet = quiet_clients(lambda: listening.is_up) if is_quiet else nullcontext()
+        with self._telling_health(receiver, listening), quiet:
             await listening.run(self._finish)
 
     @contextmanager
