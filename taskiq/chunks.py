@@ -77,10 +77,17 @@ def is_chunk(message: TaskiqMessage) -> bool:
     return ITEMS in message.kwargs
 
 
+def sent_id(message: TaskiqMessage) -> str:
+    """Give the id that a message was sent under; of an item that of its chunk."""
+    task_id, index = message.task_id, message.labels.get(INDEX_LABEL)
+    return task_id if index is None else task_id.removesuffix(f":{index}")
+
+
 def messages_of(chunk: TaskiqMessage) -> list[TaskiqMessage]:
     """Give, for each item of a chunk, the message that `kiq` would have sent.
 
-    It has the id of the chunk, and a label that says its place in it.
+    Its id is that of the chunk with its place in it: functions that tell messages, or
+    requests, apart by the id do so with items. A label says the place, too.
 
     :raises TypeError: when a hook, or a sender of another kind, has put something else
         in the place of its lists.
@@ -93,7 +100,7 @@ def messages_of(chunk: TaskiqMessage) -> list[TaskiqMessage]:
     return [
         _message_of(
             {
-                "task_id": chunk.task_id,
+                "task_id": f"{chunk.task_id}:{index}",
                 "task_name": chunk.task_name,
                 "labels": {**chunk.labels, INDEX_LABEL: index},
                 "labels_types": chunk.labels_types,

@@ -11,7 +11,7 @@ from taskiq.abc.broker import AsyncBroker  # noqa: TC001
 from taskiq.aborts import aborts_of
 from taskiq.acks import AckController  # noqa: TC001
 from taskiq.batch import FlushReason  # noqa: TC001
-from taskiq.chunks import INDEX_LABEL
+from taskiq.chunks import INDEX_LABEL, sent_id
 from taskiq.exceptions import (
     DeadLetteredError,
     MessageNackedError,
@@ -110,7 +110,7 @@ class Context:
         aborts = aborts_of(self.broker)
         if not aborts:
             return False
-        return all(each.task_id in aborts for each in messages)
+        return all(sent_id(each) in aborts for each in messages)
 
     def reject(self) -> None:
         """Fail the message.

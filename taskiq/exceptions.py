@@ -312,8 +312,7 @@ class UniqueNotSupportedError(UniqueError):
         "Cannot send unique task {task_name}: neither {broker} nor {result_backend} "
         "holds the keys of unique tasks. Give the broker a store, on the side of the "
         "sender and of the worker: broker.with_unique_store(...), or a result backend "
-        "that has one, such as those of taskiq.adapters.redis and "
-        "taskiq.adapters.postgres"
+        "that has one, such as those of taskiq.adapters.redis, .postgres and .nats"
     )
 
     broker: str

@@ -248,7 +248,8 @@ class AsyncKicker(ManySender[_FuncParams, _ReturnType]):
             self.broker, self.task_name, self.return_type, self._chunk_message
         )
         try:
-            [handle] = await sending.send([TaskCall(listed, *args, **kwargs)], None)
+            call: TaskCall[..., Any] = TaskCall(listed, *args, **kwargs)
+            [handle] = await sending.send([call], None)
         except SendManyError as exc:
             error = exc.errors[0]
             raise error from error.__cause__

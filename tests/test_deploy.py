@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -75,6 +76,15 @@ def test_the_image_has_two_stages_and_runs_as_nobody_without_a_shell() -> None:
     assert one(r"^USER (\S+)$", DOCKERFILE) == one(r"runAsUser: (\d+)", KUBERNETES)
     assert one(r"^STOPSIGNAL (\S+)$", DOCKERFILE) == "SIGTERM"
     assert words("ENTRYPOINT") == ["taskiq", "worker"]
+
+
+def test_the_image_is_not_built_with_another_taskiq() -> None:
+    """As the page on production says it, too."""
+    check = one(r'^RUN /opt/venv/bin/(python -c "import .*")$', DOCKERFILE)
+    for page in ("guide/production.md", "install.md"):
+        assert check in (DEPLOY.parents[1] / page).read_text("utf-8")
+    code = shlex.split(check)[-1]
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=HANG)  # noqa: S603
 
 
 def test_probes_ask_for_what_they_are_for_at_the_port_that_answers() -> None:

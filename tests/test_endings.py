@@ -106,6 +106,26 @@ async def test_a_retry_comes_before_the_policy() -> None:
         assert len(letters_of(broker)) == 1
 
 
+@pytest.mark.parametrize("on_failure", ["ack", "requeue", "dead_letter"])
+async def test_what_a_task_requeues_has_not_failed(on_failure: Any) -> None:
+    """Whatever it says of failures: its copy may."""
+    told = Told()
+    broker = InMemoryBroker().with_middlewares(told)
+    runs: list[int] = []
+
+    @broker.task(max_deliveries=3, on_failure=on_failure)
+    async def work(ctx: Context = TaskiqDepends()) -> str:  # noqa: B008
+        runs.append(1)
+        if len(runs) == 1:
+            await ctx.requeue()
+        return "done"
+
+    handle = await work.kiq()
+    await broker.wait_all()
+    assert (await handle.get_result()).return_value == "done"
+    assert (told.endings, letters_of(broker)) == (["sent_again"], [])
+
+
 async def test_each_member_of_a_batch_ends_for_itself() -> None:
     """Also messages of equal items, which the function sees once."""
     broker = InMemoryBroker()
@@ -282,7 +302,7 @@ async def test_what_cannot_be_given_back_is_sent_again_and_counted() -> None:
     await task.kiq()
     await Receiver(broker).callback(broker.delivery(broker.sent[0].message))
     _, again = broker.sent
-    assert again.labels == {"X-Taskiq-deliveries": "1", "delay": "2.0"}
+    assert again.labels == {"X-Taskiq-deliveries": "1", "delay": "2"}
     assert again.task_id == broker.sent[0].task_id
     assert len(broker.acked) == 1
     await Receiver(broker).callback(broker.delivery(again.message))

@@ -13,7 +13,6 @@ The classes, their arguments, the tables and what is in them are those of
 from __future__ import annotations
 
 import asyncio
-import heapq
 import inspect
 import json
 import logging
@@ -401,16 +400,21 @@ class AsyncpgBroker(plugin.AsyncpgBroker):
                 while messages:
                     yield messages.popleft()
                 if taking.was_all():
-                    await self._wait_for(notifications, self._acks.until_return())
+                    await self._wait_for(notifications)
         finally:
             await cancel_all([renewing])
             await taking.give_back(messages)
 
-    async def _wait_for(self, notifications: Any, longest: float) -> None:
+    async def _wait_for(self, notifications: Any) -> None:
         await self._listen_again()
-        pause = min(_LONGEST_PAUSE, self.idle_timeout / 3000, longest)
+        pause = min(_LONGEST_PAUSE, self.idle_timeout / 3000)
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(notifications.get(), pause)
+
+    def _wake(self) -> None:
+        """Let who listens look for messages now, as if one was announced."""
+        notifications: Any = self._queue  # filled by the plugin
+        notifications.put_nowait("")
 
     async def _listen_again(self) -> None:
         """Replace a lost connection; until then messages are found by looking."""
@@ -440,8 +444,7 @@ class _Acks:
         self._fetch = broker._fetch  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
         self._channel = broker.channel_name
         self._group = GroupCommit(self._ack)
-        # When messages come back that were given back, by the loop's clock.
-        self._returns: list[float] = []
+        self._wake = broker._wake  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
 
     async def ack_one(self, lease: _Lease) -> None:
         """Acknowledge a message, with others that are acknowledged meanwhile."""
@@ -456,21 +459,8 @@ class _Acks:
             await self._fetch(_NACK, lease.id, self._channel)
             return
         await self._fetch(_NACK_LATER, lease.id, delay)
-        now = asyncio.get_running_loop().time()
-        heapq.heappush(self._returns, now + delay)
-
-    def until_return(self) -> float:
-        """Give the seconds until the next message that was given back is due.
-
-        What is due now is told once: it may be so since the last look.
-        """
-        if not self._returns:
-            return math.inf
         # It is not to be missed by the last digits of either clock.
-        left = self._returns[0] + _A_LITTLE - asyncio.get_running_loop().time()
-        if left <= 0:
-            heapq.heappop(self._returns)
-        return max(left, 0.0)
+        asyncio.get_running_loop().call_later(delay + _A_LITTLE, self._wake)
 
     async def ack(
         self,

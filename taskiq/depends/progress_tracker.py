@@ -6,6 +6,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from taskiq_dependencies import Depends
 
+from taskiq.chunks import sent_id
 from taskiq.context import Context
 from taskiq.message import TaskiqMessage
 from taskiq.progress import TaskProgress, TaskState
@@ -49,8 +50,8 @@ class ProgressTracker(Generic[_ProgressType]):
         :param meta: what else to tell; `None` keeps what was stored before.
         :raises pydantic.ValidationError: if the state is no string.
         """
-        # Items of one chunk have one id, and one progress.
-        first, *others = dict.fromkeys(each.task_id for each in self._messages)
+        # Items of one chunk have one progress.
+        first, *others = dict.fromkeys(sent_id(each) for each in self._messages)
         if not others:
             await self._report(first, state, meta)
             return
@@ -75,8 +76,8 @@ class ProgressTracker(Generic[_ProgressType]):
 
         :returns: the progress, `None` if there is none yet.
         """
-        first = self._messages[0]
-        return await self.context.broker.result_backend.get_progress(first.task_id)
+        first = sent_id(self._messages[0])
+        return await self.context.broker.result_backend.get_progress(first)
 
     @property
     def _messages(self) -> Sequence[TaskiqMessage]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from taskiq.abc.middleware import TaskiqMiddleware
 from taskiq.batch import BatchConfig
+from taskiq.chunks import INDEX_LABEL, sent_id
 from taskiq.exceptions import NoResultError
 from taskiq.middlewares._retry import RetryMiddleware, attempt_of, is_enabled
 from taskiq.policies import Action
@@ -449,7 +450,7 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
         stored = retrieve_context(message, is_publish=is_publish)
         if stored is not None:
             return stored
-        found = find_open_span(message.task_id, is_publish=is_publish)
+        found = find_open_span(sent_id(message), is_publish=is_publish)
         if found is None and not is_publish:
             found = self._members.get(_key(message))
         return None if found is None else (found.span, found, found.token)
@@ -490,7 +491,7 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
 
     def on_batch_start(self, batch: BatchInfo) -> None:
         """Open the span of a batch call, current in the function of the task."""
-        members = self._open_members(batch)
+        members = self._open_members(batch.messages)
         size = len(batch.messages)
         span = self._tracer.start_span(
             f"batch/{batch.task_name}",
@@ -511,6 +512,10 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
             member.span.set_attribute("taskiq.batch.id", batch.batch_id)
             member.span.add_link(span.get_span_context())
             self._leave_buffer(member)
+        # A chunk is not over with the batches that its items are in.
+        alone = [each for each in batch.messages if INDEX_LABEL not in each.labels]
+        if len(alone) < size:
+            members = self._open_members(alone)
         OpenBatch(batch.batch_id, span, members, self._lose_execution).enter()
         attributes = {"task_name": batch.task_name}
         self.batch_size.record(size, attributes)
@@ -555,8 +560,8 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
         # The gauges cannot be unregistered. Without a broker they report nothing.
         self.broker = None  # type: ignore[assignment] # as before `set_broker`
 
-    def _open_members(self, batch: BatchInfo) -> list[OpenSpan]:
-        stored = [self._stored(message) for message in batch.messages]
+    def _open_members(self, messages: Sequence[TaskiqMessage]) -> list[OpenSpan]:
+        stored = [self._stored(message) for message in messages]
         activations = [each[1] for each in stored if each is not None]
         # Items of one chunk share its span.
         members = {
@@ -618,7 +623,7 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
 
 
 def _key(message: TaskiqMessage) -> tuple[str, str]:
-    return message.task_name, message.task_id
+    return message.task_name, sent_id(message)
 
 
 def _link_to(member: OpenSpan) -> Link:

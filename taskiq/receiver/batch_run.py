@@ -166,6 +166,19 @@ class BatchRun:
                 was_starved=runtime.listening.prefetch.is_reading,
             )
 
+    def _watch_next(self) -> None:
+        """Let be noted how soon the messages of the next batch come."""
+        runtime, lane = self._runtime, self._batch.lane
+        watch = runtime.short_batches.of(self._info.task_name)
+        now = runtime.clock.time()
+        watch.settled(now)
+        if (seconds := watch.look_after(lane.config)) is not None:
+
+            def look() -> None:
+                watch.came_early(runtime.batcher.most_open(lane.owner))
+
+            runtime.clock.call_at(now + seconds, look)
+
     @property
     def is_over(self) -> bool:
         """Whether nothing more comes of it."""
@@ -180,8 +193,7 @@ class BatchRun:
         if not self.is_over:
             for member in self._members:
                 member.end(MessageState.LEFT)
-        watch = runtime.short_batches.of(self._info.task_name)
-        watch.settled(runtime.clock.time())
+        self._watch_next()
         # Tasks that the function has begun work for this, and may never end.
         self._name = str(self)
         self._members, self._info = [], replace(self._info, messages=())

@@ -572,6 +572,12 @@ class Batcher(Generic[_Member]):
                 batch.move(BatchState.SETTLED)
         return abandoned
 
+    def most_open(self, owner: Hashable) -> int:
+        """Count the members of the largest batch of an owner that takes more."""
+        lane = self._lanes.get(owner)
+        batches = () if lane is None else lane.open.values()
+        return max((len(batch.members) for batch in batches), default=0)
+
     def statistics(self) -> BatcherStatistics:
         """Count what is held now; also for who asks from another thread."""
         # Copies: meanwhile the event loop may put something in or take it out.

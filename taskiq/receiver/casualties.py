@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 import time
-from ctypes import c_char
+from ctypes import addressof, c_char, memmove
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import RawArray
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 #: Calls that a process can note at once, and the bytes of each: some 400 ids.
-_SLOTS: Final = 64
+_SLOTS: Final = 32
 _SLOT_SIZE: Final = 16 * 1024
 #: Bytes for all deaths that are remembered.
 _DEATHS_SIZE: Final = 256 * 1024
 #: Seconds after which a death says nothing of what is delivered again.
 REMEMBERED: Final = 3600.0
+
+#: Between the name of a task and each of the ids. One that has it is not noted.
+_BETWEEN: Final = "\0"
 
 _NUMBER: Final = struct.Struct("I")
 _NUMBERS: Final = struct.Struct("II")
@@ -71,13 +74,14 @@ class RunningCalls:
 
         :returns: what `end` is to be given.
         """
-        told = json.dumps((task_name, ids)).encode()
-        if not self._free or len(told) > _SLOT_SIZE - _NUMBER.size:
+        told = _BETWEEN.join((task_name, *ids)).encode("utf-8", "surrogatepass")
+        is_small = len(told) <= _SLOT_SIZE - _NUMBER.size
+        if not (self._free and is_small and told.count(b"\0") == len(ids)):
             self._leave_out(1)
             return None
         slot = self._free.pop()
         offset = _offset(slot)
-        struct.pack_into(f"{len(told)}s", self._memory, offset + _NUMBER.size, told)
+        memmove(addressof(self._memory) + offset + _NUMBER.size, told, len(told))
         # Last: who dies before has not begun the call.
         _NUMBER.pack_into(self._memory, offset, len(told))
         return slot
@@ -104,7 +108,9 @@ class RunningCalls:
             [length] = _NUMBER.unpack_from(self._memory, offset)
             if length:
                 begin = offset + _NUMBER.size
-                calls.append(Call(*json.loads(self._memory[begin : begin + length])))
+                told = self._memory[begin : begin + length]
+                name, *ids = told.decode("utf-8", "surrogatepass").split(_BETWEEN)
+                calls.append(Call(name, ids))
         return calls
 
 

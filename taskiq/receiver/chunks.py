@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.acks import AckController, AcknowledgeType
-from taskiq.chunks import messages_of
+from taskiq.chunks import messages_of, sent_id
 from taskiq.exceptions import (
     ChunkItemError,
     MessageNackedError,
@@ -323,7 +323,7 @@ class Chunks:
     def abort(self, item: Delivery) -> None:
         """End an item whose message was aborted, before it was called."""
         assert isinstance(item, ChunkItem)  # noqa: S101 - it is a part
-        error = TaskAbortedError(task_id=item.message.task_id)
+        error = TaskAbortedError(task_id=item.chunk.delivery.message.task_id)
         if item.state in _WAITS:
             item.chunk.is_placed(1)
         item.move(MessageState.SETTLING)
@@ -395,7 +395,7 @@ def _unheard(item: ChunkItem, error: NoResultError) -> ChunkItemError:
     """Say what the task has asked for, which an item alone cannot have."""
     is_nacked = isinstance(error, MessageNackedError)
     wish = "to give it back" if is_nacked else "for no result, or for another run"
-    return ChunkItemError(task_id=item.message.task_id, index=item.index, wish=wish)
+    return ChunkItemError(task_id=sent_id(item.message), index=item.index, wish=wish)
 
 
 def _own_result(outcome: Succeeded | Failed, seconds: float) -> TaskiqResult[Any]:

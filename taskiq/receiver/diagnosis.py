@@ -8,7 +8,7 @@ from weakref import WeakSet
 
 from taskiq.advice import advise, batch_configs, settings_of
 from taskiq.batch import BatchConfig, BatchInfo, FlushReason
-from taskiq.chunks import INDEX_LABEL
+from taskiq.chunks import INDEX_LABEL, sent_id
 from taskiq.outage import messages
 from taskiq.outcome import Failed
 from taskiq.rates import SHARE
@@ -34,7 +34,7 @@ _PROMPT: Final = 0.1
 
 def describe(message: TaskiqMessage) -> str:
     """Name a message in the log and in errors."""
-    name = named(message.task_name, message.task_id)
+    name = named(message.task_name, sent_id(message))
     index = message.labels.get(INDEX_LABEL)
     return name if index is None else f"item {index} of {name}"
 
@@ -146,17 +146,32 @@ class ShortBatchWatch:
     """Notices a broker that hands out fewer unacked messages than fill a batch.
 
     Then every batch waits its whole timeout with the same few messages, and the next
-    ones come as soon as these are acknowledged. Traffic that is only slow looks
-    different: counts vary, and a batch is not begun right after the one before.
+    ones come all at once, as soon as these are acknowledged. Traffic that is only slow
+    looks different: counts vary, a batch is not begun right after the one before, or,
+    where messages come at even intervals, it takes its messages one by one. A single
+    message is no sign of either.
     """
 
-    __slots__ = ("_count", "_in_a_row", "_is_warned", "_settled_at")
+    __slots__ = ("_count", "_early", "_in_a_row", "_is_warned", "_settled_at")
 
     def __init__(self) -> None:
         self._count = 0
         self._in_a_row = 0
         self._is_warned = False
         self._settled_at: float | None = None
+        self._early = 0
+
+    def look_after(self, config: BatchConfig) -> float | None:
+        """Say when to look how many messages have come after a batch was settled.
+
+        :returns: seconds after that, or `None` if nothing is suspected.
+        """
+        is_suspected = self._in_a_row >= _SUSPICIOUS - 1 and not self._is_warned
+        return 2 * _PROMPT * config.timeout if is_suspected else None
+
+    def came_early(self, count: int) -> None:
+        """Note how many messages the next batch had at that moment."""
+        self._early = count
 
     def settled(self, moment: float) -> None:
         """Note when the last batch was settled, in seconds of the loop's clock."""
@@ -191,8 +206,11 @@ class ShortBatchWatch:
         self._in_a_row = self._in_a_row + 1 if same else 1
         self._count = count
         if self._in_a_row >= _SUSPICIOUS and not self._is_warned:
-            self._is_warned = True
-            self._warn(info.task_name, count, config)
+            if self._early == count > 1:
+                self._is_warned = True
+                self._warn(info.task_name, count, config)
+            else:
+                self._in_a_row = 0
 
     @staticmethod
     def _warn(task_name: str, count: int, config: BatchConfig) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from taskiq.acks import AckableMessage, AcknowledgeType
-from taskiq.capabilities import deliveries_of, equip, resolve
+from taskiq.capabilities import delay_label, deliveries_of, equip, resolve
 from taskiq.context import with_wire_labels
 from taskiq.dead_letters import DeadLetter, store_of
 from taskiq.dead_letters.origin import origin_of
@@ -303,7 +303,7 @@ class Endings:
         message.parse_labels()
         message.labels[EARLIER_LABEL] = str(deliveries or 1)
         if delay is not None:
-            message.labels["delay"] = delay
+            message.labels["delay"] = delay_label(self._broker, delay)
         else:
             # It came after its delay once, and is due.
             message.labels.pop("delay", None)

@@ -103,7 +103,7 @@ def log_culprits(
     """
     again, outlook = _outlook(broker, failures)
     named = [
-        f"{_id_of(message)}: {brief(error)}"
+        f"ID {message.task_id}: {brief(error)}"
         for message, error in failures[:_MOST_NAMED]
     ]
     if len(failures) > _MOST_NAMED:
@@ -132,12 +132,6 @@ def log_culprits(
             "sent_again": again,
         },
     )
-
-
-def _id_of(message: TaskiqMessage) -> str:
-    index = message.labels.get(INDEX_LABEL)
-    name = f"ID {message.task_id}"
-    return name if index is None else f"item {index} of {name}"
 
 
 def _outlook(

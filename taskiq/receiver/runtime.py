@@ -496,10 +496,10 @@ class Runtime:
         while running := self.tasks.of(_is_running):
             # Any of them may come to wait, or let others begin.
             if self.pacing.is_used or self.batcher.has_rates:
-                self._paced = self._paced or self.loop.create_future()
-                until = (*running, self._paced)
-                await asyncio.wait(until, return_when=asyncio.FIRST_COMPLETED)
-                if self._paced is not None and self._paced.done():
+                paced = self._paced = self._paced or self.loop.create_future()
+                until = asyncio.FIRST_COMPLETED
+                await asyncio.wait((*running, paced), return_when=until)
+                if self._paced is paced and paced.done():
                     self._paced = None
             else:
                 await asyncio.wait(running)

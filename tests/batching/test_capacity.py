@@ -6,6 +6,8 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from taskiq import (
     AckableMessage,
     BrokerMessage,
@@ -20,8 +22,6 @@ from tests.support.worker import BatchWorker, Gate, GatedBackend, Worker, compla
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine
-
-    import pytest
 
 
 def taking(seconds: float) -> Callable[[list[Any]], Coroutine[Any, Any, int]]:
@@ -353,9 +353,15 @@ def test_a_batch_that_fills_is_nothing_to_warn_of(
     assert "again and again" not in caplog.text
 
 
-def test_slow_traffic_is_nothing_to_warn_of(caplog: pytest.LogCaptureFixture) -> None:
-    """Every batch leaves with one message, but the broker holds none back."""
-    _listen_with_limit(100, 20, gap=2)
+@pytest.mark.parametrize("gap", [2, 1.001, 0.501, 0.334, 0.251])
+def test_slow_traffic_is_nothing_to_warn_of(
+    caplog: pytest.LogCaptureFixture, gap: float
+) -> None:
+    """Every batch leaves with the same few messages, but the broker holds none back.
+
+    With most of these gaps the next batch begins right after the one before.
+    """
+    _listen_with_limit(100, 40, gap=gap)
     assert "again and again" not in caplog.text
 
 

@@ -357,9 +357,7 @@ async def test_failing_items_are_named_by_their_place(
     other = worker_of(body)
     await send_chunk(other, [0, 1, 2])
     await other.run()
-    assert "1 of 3 messages failed alone: item 1 of ID chunk: ValueError: odd" in (
-        caplog.text
-    )
+    assert "1 of 3 messages failed alone: ID chunk:1: ValueError: odd" in (caplog.text)
 
 
 @virtual
@@ -542,8 +540,8 @@ async def test_the_message_of_an_item_is_what_kiq_would_have_sent() -> None:
     await send_chunk(worker, [5, 6], rest="x", tenant="a")
     await worker.run()
     assert [(m.task_id, m.args, m.kwargs) for m in seen] == [
-        ("chunk", [5], {"rest": "x"}),
-        ("chunk", [6], {"rest": "x"}),
+        ("chunk:0", [5], {"rest": "x"}),
+        ("chunk:1", [6], {"rest": "x"}),
     ]
     assert [m.labels for m in seen] == [
         {"tenant": "a", "batch_chunk": 2, "batch_chunk_index": 0},
@@ -841,7 +839,12 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """What is sent: a message for a tuple of one that is `single`, else a chunk."""
+    """What is sent: a message for a tuple of one that is `single`, else a chunk.
+
+    :ivar stop_at: seconds to the stop, `None` to run all of it.
+    :ivar is_cut: whether the stop is a cancellation.
+    :ivar grace: seconds that what runs has after a stop.
+    """
 
     sent: tuple[tuple[bool, tuple[Item, ...]], ...]
     size: int
@@ -851,6 +854,7 @@ class Mix:
     max_async_tasks: int
     prefetch: int
     stop_at: float | None
+    is_cut: bool
     grace: float | None
     ack_type: str
 
@@ -881,6 +885,7 @@ MIXES: Final = st.builds(
     max_async_tasks=st.integers(1, 3),
     prefetch=st.integers(0, 2),
     stop_at=st.one_of(st.none(), st.floats(0, 6)),
+    is_cut=st.booleans(),
     grace=st.sampled_from([None, 0.1, 2]),
     ack_type=st.sampled_from(["when_received", "when_executed", "when_saved"]),
 )
@@ -939,8 +944,10 @@ class Playing:
             await worker.run()
         else:
             loop = asyncio.get_running_loop()
-            alarm = loop.call_later(mix.stop_at, worker.finish.set)
-            await worker.listen()
+            listening = worker.listen()
+            stop = listening.cancel if mix.is_cut else worker.finish.set
+            alarm = loop.call_later(mix.stop_at, stop)
+            await asyncio.wait([listening])
             alarm.cancel()
         worker.assert_as_new()
         self.check()

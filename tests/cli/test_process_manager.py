@@ -411,6 +411,22 @@ def test_what_a_dead_child_was_running_is_told_and_remembered(
     assert [each.ids for each in third.shared.deaths.recent()] == [ids, ids]
 
 
+def test_without_memory_to_share_a_process_is_started_all_the_same(
+    played: dict[int, PlayedProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse() -> None:
+        raise FileNotFoundError("No usable temporary directory")
+
+    monkeypatch.setattr(process_manager, "RunningCalls", refuse)
+    manager = manager_of(workers=1, max_fails=1)
+    PlayedProcess.on_start = lambda process: process.end(3)
+    assert manager.start() == -1
+    assert [each.shared for each in played.values()] == [None, None]
+    assert "is not known: FileNotFoundError" in caplog.text
+
+
 @needs_signals
 def test_a_process_that_cannot_be_started_is_tried_again(
     played: dict[int, PlayedProcess],

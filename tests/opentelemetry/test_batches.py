@@ -707,3 +707,25 @@ async def test_a_middleware_without_telemetry_costs_no_result(
     await broker.wait_all()
     assert (await handle.get_result()).return_value == 2
     assert caplog.records == []
+
+
+async def test_a_chunk_has_one_span_which_each_of_its_batches_is_linked_to(
+    telemetry: Telemetry,
+) -> None:
+    broker = QueueBroker().with_middlewares(telemetry.middleware())
+    t: Any = even_ones_of(broker, batch_size=2)
+    with telemetry.tracer.start_as_current_span("request"):
+        await t.kiq_chunk([0, 1, 2, 3])
+    await work(broker)
+    execution = telemetry.span("execute/t")
+    batches = telemetry.spans("batch/t")
+    assert len(batches) == 2
+    for batch in batches:
+        assert [link.context.span_id for link in batch.links] == [
+            context_of(execution).span_id,
+        ]
+        assert batch.attributes is not None
+        assert batch.attributes["taskiq.batch.size"] == 2
+        assert batch.attributes["taskiq.batch.failed"] == 1
+    assert trace_of(execution) == trace_of(telemetry.span("request"))
+    assert execution.status.status_code is not StatusCode.ERROR

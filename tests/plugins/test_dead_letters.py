@@ -44,6 +44,8 @@ DELAYING = [
     "rabbitmq",
     "jetstream-pull",
     "adapted-jetstream-push",
+    "postgres",
+    "adapted-postgres",
 ]
 
 
@@ -211,6 +213,7 @@ async def test_nothing_that_fails_is_lost(
 async def test_a_message_comes_again_after_its_delay(
     make: Callable[[], AsyncBroker],
 ) -> None:
+    """Within a second, whether the broker keeps it or reads the label of a copy."""
     broker = make()
     moments: list[float] = []
 

@@ -1,4 +1,4 @@
-"""Unique tasks over Redis and PostgreSQL: keys in the result backend's adapter."""
+"""Unique tasks over Redis, PostgreSQL and NATS: keys in the backends of adapters."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from taskiq.unique import Claim, UniqueStore, store_of
 
 if TYPE_CHECKING:
     from taskiq import AsyncBroker
+
+
+#: What the fixture `kind` is given: each server whose adapter holds keys.
+ALL = pytest.mark.parametrize("kind", ["redis", "postgres", "nats"], indirect=True)
+pytestmark = ALL
 
 
 @pytest.fixture

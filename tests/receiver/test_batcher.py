@@ -173,6 +173,14 @@ def test_a_member_that_is_withdrawn_takes_its_weight_with_it() -> None:
     assert offering.left() == [("bcd", FlushReason.WEIGHT)]
 
 
+def test_weights_are_added_exactly_be_they_whole_or_not() -> None:
+    offering = Offering(max_weight=2)
+    for member, weight in zip("abc", (1, 1e-40, 1), strict=True):
+        offering.offer(member, weight=weight)
+    offering.batcher.flush(FlushReason.MANUAL)
+    assert [members for members, _ in offering.left()] == ["ab", "c"]
+
+
 def test_the_first_reason_to_leave_stays() -> None:
     offering = Offering(size=2, timeout=10)
     offering.offer("a")
@@ -597,8 +605,8 @@ def test_the_priorities_of_two_tasks_are_compared() -> None:
 
 def test_a_batch_has_the_highest_priority_of_its_members() -> None:
     offering = Offering(size=3)
-    offering.offer("ab", group="one", priority=1)
-    offering.offer("c", group="one", priority=7)
+    for member, priority in zip("abc", (1, 7, 2), strict=True):
+        offering.offer(member, group="one", priority=priority)
     offering.offer("def", group="two", priority=5)
     offering.offer("ghi", group="one", priority=6)
     assert [members for members, _ in offering.left()] == ["abc", "ghi", "def"]
@@ -788,6 +796,7 @@ def test_a_group_without_a_batch_costs_nothing_while_its_task_is_busy() -> None:
     assert not lane.open
     assert not lane.due
     assert not lane.waiting
+    assert list(lane.groups.values()) == [[running.group]]
 
 
 # -- What withdrawing costs ---------------------------------------------------------

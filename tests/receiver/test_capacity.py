@@ -34,11 +34,15 @@ class Row:
         reason: FlushReason = FlushReason.TIMEOUT,
         pause: float = _PROMPT,
         was_starved: bool = True,
+        early: int | None = None,
     ) -> None:
         """Start a batch and settle it.
 
         :param pause: seconds since the batch before was settled.
+        :param early: how many messages it had soon after that, all of them if `None`.
         """
+        if self.watch.look_after(self.config) is not None:
+            self.watch.came_early(count if early is None else early)
         message = TaskiqMessage(
             task_id="id",
             task_name="task",
@@ -124,3 +128,21 @@ def test_full_batches_that_leave_by_timeout_are_nothing_to_tell_of(
     for _ in range(10):
         row.batch(_SIZE)
     assert row.warnings == 0
+
+
+@pytest.mark.parametrize("even", [{"early": 1}, {"count": 1}], ids=str)
+def test_messages_that_come_at_even_intervals_are_not_held_back(
+    row: Row,
+    even: dict[str, Any],
+) -> None:
+    for _ in range(20):
+        row.batch(**even)
+    assert row.warnings == 0
+
+
+def test_it_is_looked_only_while_something_is_suspected(row: Row) -> None:
+    seconds: list[float | None] = []
+    for _ in range(6):
+        seconds.append(row.watch.look_after(row.config))
+        row.batch()
+    assert seconds == [None, None, None, None, 2 * _PROMPT, None]

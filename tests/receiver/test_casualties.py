@@ -24,7 +24,7 @@ from taskiq.receiver.casualties import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-FIRST, SECOND = Call("t", ["1", "2"]), Call("u", ['3 "\n\u00fc'])
+FIRST, SECOND = Call("t", ["1", "2"]), Call("u", ['3 "\n\u00fc\ud800'])
 
 
 class Clock:
@@ -64,6 +64,10 @@ def test_more_than_there_is_room_for_is_not_known_until_it_has_ended() -> None:
     large = running.begin("t", ["x" * 20_000])
     assert running.read() is None
     running.end(large)
+    assert running.read() == []
+    odd = running.begin("t", ["a\0b"])
+    assert running.read() is None
+    running.end(odd)
     assert running.read() == []
 
 

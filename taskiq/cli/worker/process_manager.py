@@ -231,7 +231,7 @@ class ProcessManager:
         self._processes: dict[int, Process] = {}
         self._reports: dict[int, Reports] = {}
         self._running: dict[int, RunningCalls] = {}
-        self._deaths = Deaths()
+        self._deaths: Deaths | None = None
         self._supervisor = Supervisor(
             workers=args.workers,
             max_fails=args.max_fails,
@@ -324,7 +324,9 @@ class ProcessManager:
             is_told = self._supervisor.is_told_to_end(pid)
             level = _level(is_wanted=exitcode == 0, is_ending=was_ending)
             logger.log(level, "%s with pid %d ended: %s.", name, pid, _reason(exitcode))
-            self._note_running(name, self._running.pop(pid), is_told=is_told)
+            running = self._running.pop(pid, None)
+            if running is not None:
+                self._note_running(name, running, is_told=is_told)
             reports = self._reports.pop(pid)
             reports.close()
             failure = reports.failure
@@ -340,7 +342,7 @@ class ProcessManager:
     def _note_running(self, name: str, running: RunningCalls, *, is_told: bool) -> None:
         """Say what a process was running, and who is suspected of its death."""
         calls = running.read()
-        if not is_told:
+        if self._deaths is not None and not is_told:
             self._deaths.note(calls)
         for call in calls or ():
             shown = ", ".join(call.ids[:_MOST_NAMED])
@@ -412,7 +414,7 @@ class ProcessManager:
     def _start(self, worker: int) -> None:
         try:
             reports = Reports()
-            shared = Shared(RunningCalls(), self._deaths)
+            shared = self._share()
             process = _start_process(
                 worker, self.args, self.worker_function, reports.writer, shared
             )
@@ -427,9 +429,23 @@ class ProcessManager:
             raise RuntimeError(f"{process.name} has no pid.")
         self._processes[pid] = process
         self._reports[pid] = reports
-        self._running[pid] = shared.running
+        if shared is not None:
+            self._running[pid] = shared.running
         self._supervisor.started(worker, pid, time.monotonic())
         self.workers[worker : worker + 1] = [process]
+
+    def _share(self) -> Shared | None:
+        """Give what a new process shares with this one.
+
+        :returns: `None` where there is no memory for it: then nobody knows what a
+            process was running when it died.
+        """
+        try:
+            self._deaths = self._deaths or Deaths()
+            return Shared(RunningCalls(), self._deaths)
+        except OSError as exc:
+            logger.warning("What runs in a process that dies is not known: %r", exc)
+            return None
 
     def _end(self, order: End) -> None:
         process = self._processes[order.pid]
