@@ -355,6 +355,19 @@ def test_no_more_calls_of_a_task_run_than_its_concurrency() -> None:
     assert list(offering.take().members) == ["c"]
 
 
+def test_a_batch_that_everybody_has_left_is_settled_when_its_call_ends() -> None:
+    offering = Offering(size=2)
+    offering.offer("ab")
+    batch = offering.take()
+    batch.move(BatchState.RUNNING)
+    for letter in batch.members:
+        letter.leave()
+    assert not offering.batcher.is_empty
+    offering.batcher.call_ended(batch)
+    assert batch.state is BatchState.SETTLED
+    offering.assert_nothing_is_left()
+
+
 def test_concurrency_counts_calls_not_the_settling_after_them() -> None:
     offering = Offering(size=1, concurrency=1)
     offering.offer("ab")
