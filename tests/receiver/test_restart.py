@@ -250,6 +250,35 @@ async def test_the_queue_is_declared_again_and_hooks_are_not_run_again() -> None
     assert hooks.calls == STARTED + STOPPED
 
 
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionError("reset"), asyncio.CancelledError()],
+    ids=repr,
+)
+@virtual
+async def test_connections_that_cannot_be_closed_are_opened_anew_all_the_same(
+    error: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hooks = Hooks()
+    broker = ServerBroker(Server())
+    hooks.watch(broker)
+    await broker.startup()
+    starts: list[str] = []
+
+    async def shutdown() -> None:
+        raise error
+
+    async def startup() -> None:
+        starts.append("startup")
+
+    monkeypatch.setattr(broker, "shutdown", shutdown)
+    monkeypatch.setattr(broker, "startup", startup)
+    await reconnect(broker)
+    assert starts == ["startup"]
+    assert hooks.calls == STARTED
+
+
 @virtual
 async def test_after_a_shutdown_everything_is_started_again() -> None:
     hooks = Hooks()
