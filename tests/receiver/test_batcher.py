@@ -812,6 +812,18 @@ def test_a_group_without_a_batch_costs_nothing_while_its_task_is_busy() -> None:
     assert list(lane.groups.values()) == [[running.group]]
 
 
+def test_a_group_lives_exactly_while_a_member_of_it_waits() -> None:
+    offering = Offering(max_buffered=1)
+    offering.offer("a")
+    offering.offer("bc", group="outside")
+    inside, _, outside = (letter.group for letter in offering.offered)
+    groups = inside.lane.groups
+    assert offering.withdraw("b")
+    assert offering.member("d", group="outside").group is outside
+    assert offering.withdraw("c")
+    assert list(groups.values()) == [[inside]]
+
+
 class Alike(str):
     """A key with the hash of every other one."""
 
