@@ -308,9 +308,8 @@ class RedeliveryWatch:
     def took(self, member: Delivery) -> None:
         """Note that a message is held from now on."""
         fingerprint = member.fingerprint
-        if fingerprint is not None:
-            first = self._held.setdefault(fingerprint, member)
-            member.is_held_twice = first is not member
+        assert fingerprint is not None  # noqa: S101 - or it could not be told again
+        member.is_held_twice = self._held.setdefault(fingerprint, member) is not member
 
     def let_go(self, members: Iterable[Delivery]) -> None:
         """Note that messages are not held any more; more than once is no harm."""

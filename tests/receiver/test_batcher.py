@@ -355,6 +355,19 @@ def test_no_more_calls_of_a_task_run_than_its_concurrency() -> None:
     assert list(offering.take().members) == ["c"]
 
 
+def test_a_batch_that_everybody_has_left_is_settled_when_its_call_ends() -> None:
+    offering = Offering(size=2)
+    offering.offer("ab")
+    batch = offering.take()
+    batch.move(BatchState.RUNNING)
+    for letter in batch.members:
+        letter.leave()
+    assert not offering.batcher.is_empty
+    offering.batcher.call_ended(batch)
+    assert batch.state is BatchState.SETTLED
+    offering.assert_nothing_is_left()
+
+
 def test_concurrency_counts_calls_not_the_settling_after_them() -> None:
     offering = Offering(size=1, concurrency=1)
     offering.offer("ab")
@@ -797,6 +810,18 @@ def test_a_group_without_a_batch_costs_nothing_while_its_task_is_busy() -> None:
     assert not lane.due
     assert not lane.waiting
     assert list(lane.groups.values()) == [[running.group]]
+
+
+def test_a_group_lives_exactly_while_a_member_of_it_waits() -> None:
+    offering = Offering(max_buffered=1)
+    offering.offer("a")
+    offering.offer("bc", group="outside")
+    inside, _, outside = (letter.group for letter in offering.offered)
+    groups = inside.lane.groups
+    assert offering.withdraw("b")
+    assert offering.member("d", group="outside").group is outside
+    assert offering.withdraw("c")
+    assert list(groups.values()) == [[inside]]
 
 
 class Alike(str):
