@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
+import weakref
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pytest
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from taskiq import (
     AsyncBroker,
@@ -450,6 +452,36 @@ async def test_what_must_not_be_given_back_once_more_frees_its_key(
 ) -> None:
     policy = {"max_deliveries": 1, "on_failure": on_failure}
     await is_held_after_a_run(broker, giving_back, kind, is_held=False, **policy)
+
+
+class Item:
+    """What a worker makes of an item, as long as somebody keeps it."""
+
+    alive: ClassVar[weakref.WeakSet[Item]] = weakref.WeakSet()
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.alive.add(self)
+
+
+async def test_of_what_runs_again_the_worker_keeps_nothing_but_the_key(
+    broker: Broker,
+) -> None:
+    @broker.task(batch=True, batch_timeout=0.1, unique=True)
+    async def work(
+        items: list[Annotated[Any, AfterValidator(Item)]],
+        context: Annotated[Context, TaskiqDepends()],
+    ) -> None:
+        assert len(Item.alive) == 2
+        await requeueing(context)
+
+    await work.kiq_many([1, 2])
+    receiver = Receiver(broker, run_startup=False)
+    messages = [broker.ackable(message) for message in broker.take_all()]
+    await asyncio.gather(*map(receiver.callback, messages))
+    gc.collect()
+    assert not Item.alive
+    assert len(broker.keys) == 2
 
 
 async def is_held_after_a_run(

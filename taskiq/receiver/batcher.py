@@ -84,11 +84,12 @@ class Member(Protocol):
     def waits(self) -> None:
         """Learn that there is no room for it yet."""
 
-    def parks(self) -> bool | None:
+    def parks(self) -> bool:
         """Learn that it has waited for long: others are to be read meanwhile.
 
-        :returns: `True` if that lets nobody be read: the next one is told as well.
+        :returns: whether they are because of it. If not, the next one is asked.
         """
+        ...
 
 
 _Member = TypeVar("_Member", bound=Member)
@@ -827,7 +828,7 @@ class Batcher(Generic[_Member]):
         for member, is_parked in lane.waiting.items():
             if not is_parked:
                 lane.waiting[member] = True
-                if not member.parks():
+                if member.parks():
                     break
 
     def _nobody_waits(self, lane: Lane[_Member]) -> None:

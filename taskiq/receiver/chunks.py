@@ -92,12 +92,9 @@ class ChunkItem(Delivery):
         self.chunk.is_placed(1)
 
     def parks(self) -> bool:
-        """Wait on, and let others be read meanwhile.
-
-        :returns: whether those that it came with have done so: they hold one slot.
-        """
+        """Wait on, and let others be read meanwhile, unless they are already."""
         super().parks()
-        return not self.chunk.parks()
+        return self.chunk.parks()
 
     def end(self, state: MessageState) -> None:
         """Be done, or left: then so is what it came with."""
@@ -167,12 +164,9 @@ class Chunk:
     def parks(self) -> bool:
         """Let others be read while items wait for a place.
 
-        :returns: whether it has not done so before.
+        :returns: whether they were not before: the first of its items does it for all.
         """
-        is_first = self.delivery.state is MessageState.WAITING
-        if is_first:
-            self.delivery.parks()
-        return is_first
+        return self.delivery.state is MessageState.WAITING and self.delivery.parks()
 
     # -- Outcomes --------------------------------------------------------------------
 

@@ -198,10 +198,10 @@ class Delivery(Holder):
         """Wait until its task may hold one message more."""
         self.move(MessageState.WAITING)
 
-    def parks(self) -> bool | None:
+    def parks(self) -> bool:
         """Wait on, and let others be read meanwhile."""
         self.move(MessageState.PARKED)
-        return None
+        return True
 
     def steps_aside(self) -> None:
         """Wait for the rate of its task, and let others be read meanwhile."""

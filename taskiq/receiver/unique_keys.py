@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 from taskiq.bulk import run_bounded
 from taskiq.outage import brief
@@ -66,8 +67,9 @@ class UniqueKeys:
         self._broker = broker
         self._clock = clock
         self._begin = begin
-        # What is renewed, with the seconds that its key is held for.
-        self._held: dict[Delivery, float] = {}
+        # What is renewed, with the seconds that its key is held for. What is sent again
+        # ends and holds its key on: nobody keeps it for that.
+        self._held: WeakKeyDictionary[Delivery, float] = WeakKeyDictionary()
         # Armed while there is something, but for the moment of renewing it.
         self._alarm: Alarm | None = None
         self._rings_at = 0.0
@@ -123,8 +125,9 @@ class UniqueKeys:
         self._alarm = None
         for delivery in [each for each in self._held if each.state in ENDED]:
             del self._held[delivery]
-        if self._held:
-            self._arm(self._clock.time() + max(min(self._held.values()) / 2, _SHORTEST))
+        seconds = min(self._held.values(), default=None)
+        if seconds is not None:
+            self._arm(self._clock.time() + max(seconds / 2, _SHORTEST))
             self._begin(self._renew())
 
     async def _renew(self) -> None:

@@ -352,6 +352,31 @@ async def test_what_waits_behind_its_items_makes_way_in_its_turn() -> None:
 
 
 @virtual
+async def test_each_chunk_that_waits_for_long_makes_way_in_one_timeout() -> None:
+    worker = worker_of(
+        doubled,
+        batch_size=1,
+        batch_max_buffered=1,
+        batch_timeout=1,
+        max_async_tasks=1,
+    )
+    worker.in_call = Gate()
+    for number in range(3):
+        await send_chunk(worker, [*range(9)], f"chunk {number}")
+    await send_chunk(worker, [0], "last")
+    listening = worker.listen()
+    await worker.in_call.reached.wait()
+    for read in (1, 2, 3, 4):
+        await asyncio.sleep(0.5)
+        assert len(worker.broker.delivered) == read
+        await asyncio.sleep(0.5)
+    worker.in_call.opened.set()
+    worker.finish.set()
+    await listening
+    assert sorted(worker.broker.acked) == ["chunk 0", "chunk 1", "chunk 2", "last"]
+
+
+@virtual
 async def test_one_that_is_being_saved_keeps_the_place_of_one_item() -> None:
     gate = Gate()
     worker = worker_of(

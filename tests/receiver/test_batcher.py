@@ -50,9 +50,10 @@ class Letter(str):
     def waits(self) -> None:
         assert self.batch is None
 
-    def parks(self) -> None:
+    def parks(self) -> bool:
         assert not self.is_parked
         self.is_parked = True
+        return True
 
     def leave(self) -> None:
         """Give its place back, if it has one."""
@@ -1148,9 +1149,10 @@ class Entrant:
         assert self.steps == []
         self.steps.append("waits")
 
-    def parks(self) -> None:
+    def parks(self) -> bool:
         assert self.steps == ["waits"]
         self.steps.append("parks")
+        return True
 
     def leave(self) -> None:
         batch, self.batch = self.batch, None
