@@ -603,6 +603,7 @@ class Runtime:
         """End what `abandon` began: nothing is on its way any more."""
         self.is_open = False
         self.unique_keys.close()
+        self.short_batches.close()
         if self.not_begun:
             calls = "1 call" if self.not_begun == 1 else f"{self.not_begun} calls"
             text = "The time to stop was over before %s began, not acknowledged."
