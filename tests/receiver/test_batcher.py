@@ -813,6 +813,28 @@ def test_a_group_without_a_batch_costs_nothing_while_its_task_is_busy() -> None:
     assert list(lane.groups.values()) == [[running.group]]
 
 
+def test_without_a_timeout_each_batch_is_due_at_once() -> None:
+    offering = Offering(timeout=0)
+    offering.offer("a")
+    assert offering.left() == [("a", FlushReason.TIMEOUT)]
+
+
+def test_whom_there_is_no_weight_left_for_makes_the_batch_before_due() -> None:
+    offering = Offering(max_weight=3)
+    offering.offer("ab", weight=2)
+    assert offering.left() == [("a", FlushReason.WEIGHT)]
+
+
+def test_a_group_lives_until_the_last_of_its_calls_has_ended() -> None:
+    offering = Offering(size=1)
+    offering.offer("ab")
+    first, second = offering.take(), offering.take()
+    offering.finish(first)
+    assert list(first.lane.groups.values()) == [[second.group]]
+    offering.finish(second)
+    offering.assert_nothing_is_left()
+
+
 def test_a_group_lives_exactly_while_a_member_of_it_waits() -> None:
     offering = Offering(max_buffered=1)
     offering.offer("a")
