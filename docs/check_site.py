@@ -4,11 +4,12 @@
 anchors that do not exist, everything that would be loaded from another server, and
 tools such as this one that were published with the pages.
 
-If there is a Chromium, every page is opened in it, too, as wide as a desktop and as a
-phone. Reported are what sticks out of the page, code that is cut off, names that break
-in tables, images that do not show, and text that is too faint in either scheme. With
-``--browser`` there has to be one. ``--screenshots DIRECTORY`` keeps pictures of the
-pages. Needs nothing but the standard library. Exits with 1 if it finds anything.
+If there is a Chromium, every page is opened in it, too, as wide as a desktop, a tablet
+and a phone. Reported are what sticks out of the page, code that is cut off, names that
+break, images that do not show, text that is too faint in either scheme, and a search
+or a switch of the scheme that does nothing. With ``--browser`` there has to be one.
+``--screenshots DIRECTORY`` keeps pictures of the pages. Needs nothing but the standard
+library. Exits with 1 if it finds anything.
 """
 
 from __future__ import annotations
@@ -32,11 +33,15 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WIDTHS = (1280, 390)
+WIDTHS = (1280, 768, 390)
+#: Characters of the longest name that has to stand in one line.
+LONGEST = 30
+#: A word that the search has to find.
+SEARCHED = "batch_timeout"
 #: What Chromium may be called.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 #: Seconds for the browser to look at all pages.
-PATIENCE = 600
+PATIENCE = 900
 #: Elements whose address is loaded with the page, and those that are only followed.
 LOADED = {("script", "src"), ("img", "src"), ("link", "href"), ("source", "src")}
 FOLLOWED = {("a", "href")}
@@ -78,11 +83,28 @@ function faultsOf(frame, width) {
   for (const name of page.querySelectorAll("td:first-child code"))
     if (name.getClientRects().length > 1)
       faults.push(`name breaks in a table: ${name.textContent}`);
+  for (const code of page.querySelectorAll(":is(p, li, td) code:not(pre *)"))
+    for (const name of brokenNamesIn(code)) faults.push(`name breaks: ${name}`);
   for (const image of page.images)
     if (image.complete && image.naturalWidth === 0)
       faults.push(`image does not show: ${image.src}`);
   faults.push(...faintIn(page, "default"), ...faintIn(page, "slate"));
   return faults;
+}
+
+// Names of arguments and options that stand in two lines. Long ones may.
+function* brokenNamesIn(code) {
+  const page = code.ownerDocument;
+  const texts = page.createTreeWalker(code, NodeFilter.SHOW_TEXT);
+  for (let text = texts.nextNode(); text; text = texts.nextNode())
+    for (const { 0: name, index } of text.data.matchAll(/[-\\w]+/g)) {
+      if (name.length > LONGEST) continue;
+      const range = page.createRange();
+      range.setStart(text, index);
+      range.setEnd(text, index + name.length);
+      const tops = [...range.getClientRects()].map((each) => Math.round(each.top));
+      if (new Set(tops).size > 1) yield name;
+    }
 }
 
 const channelsOf = (colour) => colour.match(/[\\d.]+/g).map(Number);
@@ -145,13 +167,40 @@ function isInScroller(element) {
   return false;
 }
 
-function open(path, width) {
+// Until what is asked for is there, for some seconds.
+async function comes(find) {
+  for (let tries = 0; tries < 300; tries++) {
+    if (find()) return true;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  return false;
+}
+
+// Whether a reader can search, and switch between light and dark.
+async function uselessIn(frame) {
+  const page = frame.contentDocument, faults = [];
+  const query = page.querySelector("[data-md-component=search-query]");
+  query.focus();
+  query.value = SEARCHED;
+  query.dispatchEvent(new frame.contentWindow.Event("input", { bubbles: true }));
+  query.dispatchEvent(new frame.contentWindow.Event("keyup", { bubbles: true }));
+  if (!await comes(() => page.querySelector(".md-search-result__item a")))
+    faults.push(`the search does not find ${SEARCHED}`);
+  const scheme = page.body.dataset.mdColorScheme;
+  [...page.querySelectorAll("[data-md-component=palette] label")].find(
+    (label) => !label.hidden).click();
+  if (!await comes(() => page.body.dataset.mdColorScheme !== scheme))
+    faults.push(`the scheme stays ${scheme}`);
+  return faults;
+}
+
+function open(path, width, look = faultsOf) {
   return new Promise((resolve) => {
     const frame = document.createElement("iframe");
     frame.style.width = width + "px";
     frame.onload = () => {
-      setTimeout(() => {
-        const faults = faultsOf(frame, width);
+      setTimeout(async () => {
+        const faults = await look(frame, width);
         frame.remove();
         resolve(faults.map((fault) => `${path} at ${width}: ${fault}`));
       }, 150);
@@ -162,7 +211,7 @@ function open(path, width) {
 }
 
 addEventListener("load", async () => {
-  const faults = [];
+  const faults = await open("/index.html", widths[0], uselessIn);
   for (const path of pages)
     for (const width of widths) faults.push(...await open(path, width));
   await fetch("/report", { method: "POST", body: JSON.stringify(faults) });
@@ -255,6 +304,8 @@ class Handler(SimpleHTTPRequestHandler):
         path = urlsplit(self.path)
         if path.path == "/harness":
             text = HARNESS.replace("PAGES", json.dumps(self.pages))
+            text = text.replace("LONGEST", str(LONGEST))
+            text = text.replace("SEARCHED", json.dumps(SEARCHED))
             self._send(text.replace("WIDTHS", json.dumps(WIDTHS)))
         elif path.path == "/frame":
             width, height, page = path.query.split(",", maxsplit=2)

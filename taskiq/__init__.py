@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from taskiq.brokers.inmemory_broker import InMemoryBroker
     from taskiq.brokers.shared_broker import async_shared_broker
     from taskiq.brokers.zmq_broker import ZeroMQBroker
+    from taskiq.chunks import AsyncTaskiqChunk as AsyncTaskiqChunk
     from taskiq.context import BatchContext as BatchContext
     from taskiq.context import Context
     from taskiq.events import TaskiqEvents
@@ -102,6 +103,7 @@ _NAMES_OF_MODULES = {
     "taskiq.brokers.inmemory_broker": ["InMemoryBroker"],
     "taskiq.brokers.shared_broker": ["async_shared_broker"],
     "taskiq.brokers.zmq_broker": ["ZeroMQBroker"],
+    "taskiq.chunks": ["AsyncTaskiqChunk"],
     "taskiq.context": ["BatchContext", "Context"],
     "taskiq.events": ["TaskiqEvents"],
     "taskiq.exceptions": [

@@ -9,6 +9,7 @@ has made no message.
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
 
     from taskiq.abc.broker import AsyncBroker
 
-__all__ = ["Capabilities", "deliveries_of", "equip", "lease_seconds", "resolve"]
+__all__ = [
+    "Capabilities",
+    "delay_label",
+    "deliveries_of",
+    "equip",
+    "lease_seconds",
+    "resolve",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,18 @@ def equip(
             if getattr(equipped, name) is None or name == "nack_delays":
                 setattr(equipped, name, value)
     return equipped
+
+
+def delay_label(broker: object, seconds: float) -> float:
+    """Write a delay as the label `delay`, which some brokers read when they send.
+
+    :returns: whole seconds as an int. A broker that reads nothing else waits up to a
+        second longer.
+    """
+    packages = {kind.__module__.partition(".")[0] for kind in type(broker).__mro__}
+    if seconds.is_integer() or not packages.isdisjoint(_WHOLE_SECONDS):
+        return math.ceil(seconds)
+    return seconds
 
 
 async def deliveries_of(message: AckableMessage | None) -> int | None:
@@ -201,6 +221,9 @@ _NATS: Final = _Client(
     _fill_nats,
     frozenset({"nack", "delayed_nack", "reject", "extend", "deliveries"}),
 )
+
+#: Plugins whose brokers read a delay as an int.
+_WHOLE_SECONDS: Final = frozenset({"taskiq_pg"})
 
 _JETSTREAM: Final = frozenset(
     {

@@ -11,6 +11,7 @@ from taskiq.abc.broker import AsyncBroker  # noqa: TC001
 from taskiq.aborts import aborts_of
 from taskiq.acks import AckController  # noqa: TC001
 from taskiq.batch import FlushReason  # noqa: TC001
+from taskiq.chunks import INDEX_LABEL, sent_id
 from taskiq.exceptions import (
     DeadLetteredError,
     MessageNackedError,
@@ -109,7 +110,7 @@ class Context:
         aborts = aborts_of(self.broker)
         if not aborts:
             return False
-        return all(each.task_id in aborts for each in messages)
+        return all(sent_id(each) in aborts for each in messages)
 
     def reject(self) -> None:
         """Fail the message.
@@ -128,7 +129,7 @@ class Context:
 
         :param delay: seconds until it is delivered again, `None` for at once.
         :raises MessageNackedError: always, to end the task.
-        :raises ValueError: when `delay` is no finite number of seconds, 0 or more.
+        :raises ValueError: when `delay` is no number of seconds from 0 to 49 days.
         """
         raise MessageNackedError(delay=read_delay(delay))
 
@@ -252,7 +253,7 @@ class BatchContext(Context):
         :raises MessageNackedError: without an index.
         :raises IndexError: when the batch has no such index.
         :raises RuntimeError: when this message has an outcome already.
-        :raises ValueError: when `delay` is no finite number of seconds, 0 or more.
+        :raises ValueError: when `delay` is no number of seconds from 0 to 49 days.
         """
         error = MessageNackedError(delay=read_delay(delay))
         if index is None:
@@ -333,7 +334,9 @@ class BatchContext(Context):
         self._sending[index] = sending
         try:
             for each in (recipient, *recipient.twins):
-                if id(each) not in self._requeued:
+                # Of an item of a chunk nobody can send its message again.
+                is_part = INDEX_LABEL in each.message.labels
+                if not is_part and id(each) not in self._requeued:
                     await _send_again(self.broker, each.message)
                     self._requeued.add(id(each))
         except BaseException:

@@ -13,6 +13,7 @@ from typing import (
     Generic,
     ParamSpec,
     Protocol,
+    TypeAlias,
     TypeVar,
     cast,
     overload,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from taskiq.abc.broker import AsyncBroker
     from taskiq.abc.schedule_source import ScheduleSource
     from taskiq.batch import BatchConfig
+    from taskiq.chunks import AsyncTaskiqChunk
     from taskiq.mistakes import SendCheck
     from taskiq.policies import FailurePolicy
     from taskiq.scheduler.created_schedule import CreatedSchedule
@@ -181,6 +183,16 @@ class AsyncTaskiqDecoratedTask(ManySender[_FuncParams, _ReturnType]):
         sent: list[Any] = await kicker.kiq_many(items, on_progress=on_progress)
         return sent
 
+    async def _send_items(
+        self,
+        items: Iterable[Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> AsyncTaskiqChunk[Any]:
+        kicker: Any = self.kicker()
+        sent: AsyncTaskiqChunk[Any] = await kicker.kiq_chunk(items, *args, **kwargs)
+        return sent
+
     def __repr__(self) -> str:
         return f"AsyncTaskiqDecoratedTask({self.task_name})"
 
@@ -247,6 +259,19 @@ def _make_picklable(function: Any) -> None:
 if TYPE_CHECKING:
     _Sent = ParamSpec("_Sent")
     _Called = ParamSpec("_Called")
+    _Returned = TypeVar("_Returned")
+    _Own = ParamSpec("_Own")
+
+    class BatchTask(
+        AsyncTaskiqDecoratedTask[_Sent, _ReturnType],
+        Generic[_Sent, _ReturnType, _Own, _Returned],
+    ):
+        """What a batch task is to type checkers: they know its function, too.
+
+        It is sent and called with one item. There are no such objects.
+        """
+
+        original_func: Callable[_Own, _Returned]  # type: ignore[assignment]
 
     class TaskWithDependencies(
         AsyncTaskiqDecoratedTask[_Sent, _ReturnType],
@@ -266,6 +291,23 @@ if TYPE_CHECKING:
         ) -> _ReturnType:
             """Run the function here and now."""
             ...
+
+    class BatchTaskWithDependencies(
+        TaskWithDependencies[_Sent, _ReturnType, _Called],
+        Generic[_Sent, _ReturnType, _Called, _Own, _Returned],
+    ):
+        """A `BatchTask` that is a `TaskWithDependencies`, too."""
+
+        original_func: Callable[_Own, _Returned]  # type: ignore[assignment]
+
+    #: A batch task of a function that takes the list first: what it is called with
+    #: besides, what a call of it for one item gives, and what the function returns.
+    BatchTaskOf: TypeAlias = BatchTask[
+        Concatenate[_Item, _P],
+        _ReturnType,
+        Concatenate[list[_Item], _P],
+        _Returned,
+    ]
 
 
 class TaskDecorator(Protocol):
@@ -292,37 +334,38 @@ class BatchDecorator(Protocol):
             Concatenate[list[_Item], _P],
             Coroutine[Any, Any, list[_R | Exception]],
         ],
-    ) -> AsyncTaskiqDecoratedTask[
-        Concatenate[_Item, _P],
+    ) -> BatchTaskOf[
+        _Item,
+        _P,
         Coroutine[Any, Any, _R],
+        Coroutine[Any, Any, list[_R | Exception]],
     ]: ...
 
     @overload
     def __call__(
         self,
         func: Callable[Concatenate[list[_Item], _P], Coroutine[Any, Any, list[_R]]],
-    ) -> AsyncTaskiqDecoratedTask[
-        Concatenate[_Item, _P],
-        Coroutine[Any, Any, _R],
+    ) -> BatchTaskOf[
+        _Item, _P, Coroutine[Any, Any, _R], Coroutine[Any, Any, list[_R]]
     ]: ...
 
     @overload
     def __call__(
         self,
         func: Callable[Concatenate[list[_Item], _P], list[_R | Exception]],
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _P], _R]: ...
+    ) -> BatchTaskOf[_Item, _P, _R, list[_R | Exception]]: ...
 
     @overload
     def __call__(
         self,
         func: Callable[Concatenate[list[_Item], _P], list[_R]],
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _P], _R]: ...
+    ) -> BatchTaskOf[_Item, _P, _R, list[_R]]: ...
 
     @overload
     def __call__(
         self,
         func: Callable[Concatenate[list[_Item], _P], _R],
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _P], _R]: ...
+    ) -> BatchTaskOf[_Item, _P, _R, _R]: ...
 
 
 class SharedBatchDecorator(Protocol):
@@ -334,6 +377,6 @@ class SharedBatchDecorator(Protocol):
     def __call__(
         self,
         func: Callable[Concatenate[list[_Item], _P], _R],
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _P], _R]:
+    ) -> BatchTaskOf[_Item, _P, _R, _R]:
         """Make `func` a batch task."""
         ...

@@ -122,6 +122,21 @@ class UnsendableArgumentError(SendTaskError):
     reason: str
 
 
+class UnsendableBytesError(SendTaskError):
+    """A broker sends only text, and the serializer writes bytes that are none.
+
+    `broker` is the name of its class. The cause says which byte it was.
+    """
+
+    __template__ = (
+        "Cannot send task {task_name}: {broker} sends text, and the message is none. "
+        "Give the broker a serializer that writes text, such as JSONSerializer"
+    )
+
+    task_name: str
+    broker: str
+
+
 class SharedBrokerSendTaskError(SendTaskError):
     """A shared task was sent before a default broker was set."""
 
@@ -211,12 +226,38 @@ class MessageNackedError(NoResultError):
     delay: float | None = None
 
 
+class ChunkItemError(TaskiqError):
+    """The task asked for what an item of a chunk cannot have; it has no other result.
+
+    The item has no message of its own, which could be given back or sent again. `wish`
+    says what was asked for, `index` is the place of the item in its chunk.
+    """
+
+    __template__ = (
+        "The task asked {wish}, and item {index} of chunk {task_id} has no message of "
+        "its own for that: send the item once more"
+    )
+
+    task_id: str
+    index: int
+    wish: str
+
+
 class DeadLetteredError(TaskRejectedError):
     """The message was put aside as a dead letter. `reason` says why."""
 
     __template__ = "The message was dead-lettered: {reason}"
 
     reason: str
+
+
+class DeadLetterNotFoundError(TaskiqError):
+    """There is no dead letter of this id to read on behind, so nobody knows where."""
+
+    __template__ = "There is no dead letter {letter_id} in {queue}, or no more"
+
+    letter_id: str
+    queue: str
 
 
 class MaxDeliveriesError(DeadLetteredError):
@@ -271,8 +312,7 @@ class UniqueNotSupportedError(UniqueError):
         "Cannot send unique task {task_name}: neither {broker} nor {result_backend} "
         "holds the keys of unique tasks. Give the broker a store, on the side of the "
         "sender and of the worker: broker.with_unique_store(...), or a result backend "
-        "that has one, such as those of taskiq.adapters.redis and "
-        "taskiq.adapters.postgres"
+        "that has one, such as those of taskiq.adapters.redis, .postgres and .nats"
     )
 
     broker: str

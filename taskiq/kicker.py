@@ -6,17 +6,19 @@ import asyncio
 import copy
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
 from pydantic import BaseModel
 
-from taskiq.exceptions import SendManyError, SendTaskError
+from taskiq.chunks import CHUNK_LABEL, chunk_kwargs, items_of
+from taskiq.exceptions import SendManyError
 from taskiq.hooks import hooks_of
 from taskiq.labels import prepare_label
 from taskiq.message import TaskiqMessage
 from taskiq.scheduler.created_schedule import CreatedSchedule
 from taskiq.scheduler.scheduled_task import CronSpec, ScheduledTask
 from taskiq.sending import (
+    ChunkSending,
     ManySender,
     Sending,
     TaskCall,
@@ -26,7 +28,7 @@ from taskiq.sending import (
     run_pre_send,
 )
 from taskiq.unique_sending import UniqueSending
-from taskiq.unsendable import dump_message
+from taskiq.unsendable import dump_message, refused_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.abc.schedule_source import ScheduleSource
+    from taskiq.chunks import AsyncTaskiqChunk
+    from taskiq.mistakes import SendCheck
     from taskiq.unique import Unique
 
 _T = TypeVar("_T")  # noqa: PYI018 - a name of taskiq 0.13.0
@@ -77,7 +81,7 @@ class AsyncKicker(ManySender[_FuncParams, _ReturnType]):
         self.custom_schedule_id: str | None = None
         self.return_type = return_type
         # Looks at the arguments of a message before it is sent.
-        self.send_check: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
+        self.send_check: SendCheck | None = None
         # What makes messages the same work, where the task is unique.
         self.unique: Unique | None = None
 
@@ -153,7 +157,7 @@ class AsyncKicker(ManySender[_FuncParams, _ReturnType]):
                 try:
                     await broker.kick(dumped)
                 except Exception as exc:
-                    raise SendTaskError from exc
+                    raise refused_by(broker, self.task_name, exc) from exc
             except (Exception, asyncio.CancelledError) as exc:
                 await run_on_send_error(hooks.on_send_error, message, exc)
                 raise
@@ -218,6 +222,57 @@ class AsyncKicker(ManySender[_FuncParams, _ReturnType]):
                 f"{self.custom_task_id!r}: use kiq_many without with_task_id.",
             )
         return await self._sending().send(items, on_progress)
+
+    async def _send_items(
+        self,
+        items: Iterable[Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> AsyncTaskiqChunk[Any]:
+        if self.unique is not None:
+            raise TypeError(
+                f"Items of the unique task {self.task_name} are each claimed by their "
+                "own message: send them with kiq_many(items)",
+            )
+        task = self.broker.find_task(self.task_name)
+        if task is not None and task.batch is None:
+            raise TypeError(
+                f"{self.task_name} is no batch task, whose function takes a list: "
+                "declare it with batch=True, or send a message for each item with "
+                "kiq_many(items)",
+            )
+        listed = items_of(self.task_name, items)
+        if self.send_check is not None:
+            self.send_check.check_items(listed, args, kwargs)
+        sending = ChunkSending(
+            self.broker, self.task_name, self.return_type, self._chunk_message
+        )
+        whole: TaskCall[..., Any] = TaskCall(listed, *args, **kwargs)
+        try:
+            [handle] = await sending.send([whole], None)
+        except SendManyError as exc:
+            error = exc.errors[0]
+            raise error from error.__cause__
+        return cast("AsyncTaskiqChunk[Any]", handle)
+
+    def _chunk_message(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> TaskiqMessage:
+        items, *others = args
+        prepare = self._prepare_arg
+        draft = copy.copy(self)
+        draft.send_check = None
+        draft.labels = {**self.labels, CHUNK_LABEL: len(items)}
+        return draft._noted_message(  # noqa: SLF001 - a copy of self
+            (),
+            chunk_kwargs(
+                [prepare(item) for item in items],
+                tuple(prepare(each) for each in others),
+                kwargs,
+            ),
+        )
 
     async def _kiq_unique(
         self,

@@ -14,7 +14,7 @@ import asyncio
 import itertools
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from taskiq.outage import Outage
 from taskiq.utils import maybe_awaitable
@@ -22,11 +22,19 @@ from taskiq.utils import maybe_awaitable
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable
 
-    from taskiq.abc.result_backend import AsyncResultBackend
-
 # Not an attribute of the broker: the application may shut it down at the same time,
 # and that has to be done. Not of one broker: it may start others.
 _is_reconnecting: ContextVar[bool] = ContextVar("is_reconnecting", default=False)
+
+
+class Service(Protocol):
+    """What is started with a broker and stopped with it: its result backend."""
+
+    async def startup(self) -> None:
+        """Open connections."""
+
+    async def shutdown(self) -> None:
+        """Close them."""
 
 
 class Lifecycle:
@@ -46,7 +54,7 @@ class Lifecycle:
     async def start(
         self,
         hooks: Iterable[Callable[[], Any]],
-        results: Callable[[], AsyncResultBackend[Any]],
+        results: Callable[[], Service],
     ) -> None:
         """Run the application's hooks, then start the result backend.
 
@@ -70,7 +78,7 @@ class Lifecycle:
     async def stop(
         self,
         hooks: Iterable[Callable[[], Any]],
-        results: Callable[[], AsyncResultBackend[Any]],
+        results: Callable[[], Service],
     ) -> None:
         """Run the application's hooks, then stop the result backend.
 

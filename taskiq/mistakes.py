@@ -63,6 +63,22 @@ class SendCheck:
                 f"{self._name}.kiq_many(items)",
             )
 
+    def check_items(self, items: list[Any], args: _Args, kwargs: _Kwargs) -> None:
+        """Look at the arguments of one message with many items.
+
+        :param args: what follows each item.
+        :raises TypeError: when they do not fit the function, or one of the items is a
+            list of items.
+        """
+        for index, item in enumerate(items):
+            if item.__class__ is list and self._is_many(item):
+                raise TypeError(
+                    f"items[{index}] of {self._name}.kiq_chunk() is a list of "
+                    f"{len(item)}; an item is of type {_text_of(self._element)}",
+                )
+        # Whatever the items are, the others fit or not; without items, too.
+        self((items[0] if items else None, *args), kwargs)
+
     def _misfit(self, reason: str) -> TypeError:
         return TypeError(
             f"{self._name}.kiq() takes one item and the arguments after it, of "

@@ -3,6 +3,8 @@
 Settings of mypy switch it on: ``plugins = ["taskiq.mypy"]``. A task whose function has
 parameters marked with `TaskiqDepends`, as a default or in an `Annotated`, becomes a
 `TaskWithDependencies`: what is sent does without them, and a direct call takes them.
+The item of a batch task gets the name that the function has for its list: it may be
+given by that. A `functools.partial` has the parameters that are left of the function.
 
 What `Annotated` carries is nowhere in the types of mypy. So the sources of functions,
 and of the aliases they use, are read once more; what cannot be found in them stays a
@@ -14,17 +16,28 @@ from __future__ import annotations
 import ast
 import os
 import tokenize
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from mypy.checker import TypeChecker
-from mypy.nodes import ArgKind, Decorator, FuncDef, SymbolNode, TypeInfo
+from mypy.nodes import (
+    ArgKind,
+    Decorator,
+    FuncDef,
+    RefExpr,
+    SymbolNode,
+    SymbolTable,
+    TypeInfo,
+)
 from mypy.plugin import FunctionContext, MethodContext, Plugin
+from mypy.subtypes import find_member
 from mypy.types import (
+    AnyType,
     CallableType,
     Instance,
     Parameters,
     ProperType,
     Type,
+    TypeOfAny,
     get_proper_type,
 )
 
@@ -35,7 +48,13 @@ if TYPE_CHECKING:
     from mypy.options import Options
 
 _TASK: Final = "taskiq.decor.AsyncTaskiqDecoratedTask"
-_TASK_WITH_DEPENDENCIES: Final = "taskiq.decor.TaskWithDependencies"
+_BATCH_TASK: Final = "taskiq.decor.BatchTask"
+
+#: What a task that has dependencies becomes.
+_WITH_DEPENDENCIES: Final = {
+    _TASK: "taskiq.decor.TaskWithDependencies",
+    _BATCH_TASK: "taskiq.decor.BatchTaskWithDependencies",
+}
 
 #: What `broker.task(...)` gives: called with the function, they make the task.
 _DECORATORS: Final = (
@@ -98,49 +117,138 @@ class TaskiqPlugin(Plugin):
     def _made_task(self, context: MethodContext | FunctionContext) -> Type:
         """Give the type of the task that a function has just become."""
         made = get_proper_type(context.default_return_type)
-        if not _is_instance(made, _TASK):
+        if not isinstance(made, Instance):
             return made
-        taken = get_proper_type(made.args[0])
-        if not isinstance(taken, Parameters):
+        with_dependencies = _WITH_DEPENDENCIES.get(made.type.fullname)
+        given = _made_of(context)
+        taken = _taken(made, given)
+        if with_dependencies is None or taken is None:
             return made
         sent = _without(taken, self._dependencies(context))
+        own = _own(made, given)
         if sent is taken:
-            return made
-        symbol = self.lookup_fully_qualified(_TASK_WITH_DEPENDENCIES)
+            return Instance(made.type, [taken, made.args[1], *own])
+        symbol = self.lookup_fully_qualified(with_dependencies)
         if symbol is None or not isinstance(symbol.node, TypeInfo):
             return made
-        return Instance(symbol.node, [sent, made.args[1], taken])
+        return Instance(symbol.node, [sent, made.args[1], taken, *own])
 
     def _dependencies(self, context: MethodContext | FunctionContext) -> set[str]:
         """Give the names of parameters a task is sent without."""
+        if not isinstance(context.api, TypeChecker):
+            return set()  # no other is known, but its type promises less
+        reader = _Reader(context.api.modules, self._sources)
         if isinstance(context.context, Decorator):
             # Known whatever the decorators below have made of its type.
             function: SymbolNode | None = context.context.func
         else:
-            given = next((each[0] for each in context.arg_types if each), None)
-            task = get_proper_type(given)
-            if _is_instance(task, _TASK_WITH_DEPENDENCIES):
-                return _left_out(task)
-            function = _definition(task)
+            given = _made_of(context)
+            if isinstance(given, Instance) and _is_task_with_dependencies(given):
+                return _left_out(given)
+            function = _definition(given)
+            if function is None and _partial(given) is not None:
+                # It came out of the cache, where a type has no definition.
+                function = reader.partially_called(_names_of(context))
         if isinstance(function, Decorator):
             function = function.func
         if not isinstance(function, FuncDef):
             return set()
-        if not isinstance(context.api, TypeChecker):
-            return set()  # no other is known, but its type promises less
-        reader = _Reader(context.api.modules, self._sources)
         return reader.dependencies(function, context.api.tree.fullname)
 
 
-def _is_instance(given: ProperType | None, of: str) -> TypeGuard[Instance]:
-    return isinstance(given, Instance) and given.type.fullname == of
+def _made_of(context: MethodContext | FunctionContext) -> ProperType | None:
+    """Give the type of what becomes a task."""
+    given = next((each[0] for each in context.arg_types if each), None)
+    return get_proper_type(given)
+
+
+def _taken(made: Instance, given: ProperType | None) -> Parameters | None:
+    """Give the parameters of a task, with all that is known of their names.
+
+    :param made: the task, as its overloads have it.
+    :param given: what it was made of.
+    """
+    taken = get_proper_type(made.args[0]) if made.args else None
+    if not isinstance(taken, Parameters):
+        return None
+    function = _called(given)
+    if function is None or not function.arg_types:
+        return taken
+    is_batch = made.type.fullname == _BATCH_TASK
+    if _partial(given) is not None:
+        taken = _left_of(function, is_batch=is_batch)
+    if not is_batch or not taken.arg_types or not function.arg_kinds[0].is_positional():
+        return taken
+    # In the types of `Callable` and `Concatenate` the first parameter has no name.
+    names = [function.arg_names[0], *taken.arg_names[1:]]
+    kinds, variables = taken.arg_kinds, taken.variables
+    return Parameters(taken.arg_types, kinds, names, variables=variables)
+
+
+def _own(made: Instance, given: ProperType | None) -> list[Type]:
+    """Give what a batch task knows of its function, with the name of the list."""
+    function = _called(given)
+    if made.type.fullname != _BATCH_TASK or function is None:
+        return [*made.args[2:]]
+    return [_left_of(function, is_batch=False), function.ret_type]
+
+
+def _left_of(partial: CallableType, *, is_batch: bool) -> Parameters:
+    """Give the parameters of a `functools.partial`, which mypy takes for anything.
+
+    Those after one that was given by name can be given by name only.
+    """
+    types, kinds = [*partial.arg_types], [*partial.arg_kinds]
+    if is_batch:
+        types[0] = _item_of(types[0])
+    if ArgKind.ARG_NAMED_OPT in kinds:
+        first = kinds.index(ArgKind.ARG_NAMED_OPT)
+        kinds[first:] = [_BY_NAME.get(each, each) for each in kinds[first:]]
+    return Parameters(types, kinds, partial.arg_names, variables=partial.variables)
+
+
+def _item_of(list_type: Type) -> Type:
+    """Give the type of what a list, or what stands for one, has in it."""
+    given = get_proper_type(list_type)
+    if isinstance(given, Instance) and len(given.args) == 1:
+        return given.args[0]
+    return AnyType(TypeOfAny.special_form)
+
+
+def _partial(given: ProperType | None) -> CallableType | None:
+    """Give what a `functools.partial` can still be called with."""
+    if not isinstance(given, Instance) or given.extra_attrs is None:
+        return None
+    left = get_proper_type(given.extra_attrs.attrs.get("__mypy_partial"))
+    return left if isinstance(left, CallableType) else None
+
+
+def _called(given: ProperType | None) -> CallableType | None:
+    """Give what is called: a function, a constructor, `__call__` or a partial."""
+    if isinstance(given, Instance):
+        if (left := _partial(given)) is not None:
+            return left
+        given = get_proper_type(find_member("__call__", given, given))
+    return given if isinstance(given, CallableType) else None
+
+
+def _names_of(context: MethodContext | FunctionContext) -> str:
+    """Give the full name of the variable that becomes a task; "" for all else."""
+    given = next((each[0] for each in context.args if each), None)
+    return given.fullname if isinstance(given, RefExpr) else ""
+
+
+def _is_task_with_dependencies(given: Instance) -> bool:
+    return given.type.fullname in _WITH_DEPENDENCIES.values()
 
 
 def _definition(given: ProperType | None) -> SymbolNode | None:
-    """Find what runs: a function, a method, a constructor or `__call__`."""
+    """Find what runs: a function, a method, a constructor, `__call__` or a partial."""
     if isinstance(given, CallableType):
         return given.definition
     if isinstance(given, Instance):
+        if (left := _partial(given)) is not None:
+            return left.definition
         found = given.type.get("__call__")
         return None if found is None else found.node
     return None
@@ -148,7 +256,7 @@ def _definition(given: ProperType | None) -> SymbolNode | None:
 
 def _left_out(task: Instance) -> set[str]:
     """Give the names of what a task that is registered again is sent without."""
-    sent, _, called = map(get_proper_type, task.args)
+    sent, _, called = map(get_proper_type, task.args[:3])
     if not isinstance(sent, Parameters) or not isinstance(called, Parameters):
         return set()
     return {name for name in called.arg_names if name} - {*sent.arg_names}
@@ -311,12 +419,36 @@ class _Reader:
                 names.add(parameter.arg)
         return names
 
+    def partially_called(self, name: str) -> SymbolNode | None:
+        """Find the function of a variable that holds a `functools.partial`."""
+        self._followed.clear()
+        while True:
+            value, scope = self._assigned(name)
+            if isinstance(value, ast.Call) and value.args:
+                value = value.args[0]
+            if value is None:
+                return self._symbol(*self._split(name))
+            name = self._fullname(value, scope)
+
+    def _symbol(self, module: str, path: _Path) -> SymbolNode | None:
+        """Give what a name below a module stands for; for a class, its constructor."""
+        names = self._modules[module].names if module else SymbolTable()
+        node: SymbolNode | None = None
+        for name in path:
+            found = names.get(name)
+            node = None if found is None else found.node
+            names = node.names if isinstance(node, TypeInfo) else SymbolTable()
+        if isinstance(node, TypeInfo):
+            constructor = node.get("__init__")
+            return None if constructor is None else constructor.node
+        return node
+
     def _is_mark(self, found: _Found) -> bool:
         """Tell whether this is what `TaskiqDepends(...)` gives."""
         expression, scope = self._value(found)
         if not isinstance(expression, ast.Call):
             return False
-        return self._fullname(expression.func, scope) in _MARKERS
+        return self._is_marker(_Found(expression.func, scope))
 
     def _is_marked(self, found: _Found) -> bool:
         """Tell whether this is an `Annotated` with a mark, or a name of one."""
@@ -332,18 +464,28 @@ class _Reader:
             case _:
                 return False
 
+    def _is_marker(self, found: _Found) -> bool:
+        """Tell whether this is `TaskiqDepends`, under whatever name."""
+        while isinstance(found.expression, ast.Name | ast.Attribute):
+            fullname = self._fullname(found.expression, found.scope)
+            if fullname in _MARKERS:
+                return True
+            found = self._assigned(fullname)
+        return False
+
     def _value(self, found: _Found) -> _Found:
         """Give what a name stands for, however many there are on the way."""
         while isinstance(found.expression, ast.Name | ast.Attribute):
-            fullname = self._fullname(found.expression, found.scope)
-            if fullname in self._followed:
-                return _Found(None, found.scope)
-            self._followed.add(fullname)
-            module, path = self._split(fullname)
-            source = self._source(module)
-            value = None if source is None else source.values.get(path)
-            found = _Found(value, _Scope(module, path[:-1]))
+            found = self._assigned(self._fullname(found.expression, found.scope))
         return found
+
+    def _assigned(self, fullname: str) -> _Found:
+        """Give what was assigned to a name; nothing the second time."""
+        module, path = self._split(fullname)
+        source = None if fullname in self._followed else self._source(module)
+        self._followed.add(fullname)
+        value = None if source is None else source.values.get(path)
+        return _Found(value, _Scope(module, path[:-1]))
 
     def _fullname(self, expression: ast.expr, scope: _Scope) -> str:
         """Give the full name of what a dotted name stands for; "" for all else."""

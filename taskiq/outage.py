@@ -29,7 +29,10 @@ class StoppedListeningError(Exception):
 def brief(error: BaseException) -> str:
     """Describe an error in one line; of a group, the first error in it."""
     error = _first_of(error)
-    text = " ".join(str(error).split())[:_MOST_TEXT]
+    try:
+        text = " ".join(str(error).split())[:_MOST_TEXT]
+    except Exception:  # noqa: BLE001 - of a class of the application, which has failed
+        text = "<its str() failed>"
     name = type(error).__name__
     return f"{name}: {text}" if text else name
 

@@ -8,7 +8,6 @@ with `with_dead_letters`. What is decided here is carried out in
 from __future__ import annotations
 
 import enum
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
@@ -29,6 +28,10 @@ POLICY_ARGUMENTS: Final = ("max_deliveries", "on_failure")
 #: How often a message was delivered before it was sent again in place of being given
 #: back; the broker counts that one anew.
 EARLIER_LABEL: Final = "X-Taskiq-deliveries"
+
+#: Most seconds that a message may wait, 49 days. RabbitMQ takes no more: it closes the
+#: channel, and with it whatever else the process sends.
+MOST_DELAY: Final = 4_294_967
 
 #: The attribute of a message that was sent again.
 _SENT_AGAIN: Final = "__taskiq_sent_again"
@@ -251,11 +254,12 @@ def read_policy(who: str, most: Any, how: Any) -> FailurePolicy | None:
 def read_delay(delay: Any) -> float | None:
     """Check how many seconds a message is given back for.
 
-    :raises ValueError: if that is no finite number, 0 or more.
+    :raises ValueError: if that is no number from 0 to `MOST_DELAY`.
     """
     if delay is None:
         return None
     is_number = isinstance(delay, (int, float)) and not isinstance(delay, bool)
-    if not is_number or not math.isfinite(delay) or delay < 0:
-        raise ValueError(f"delay must be a number of seconds, 0 or more, got {delay!r}")
+    if not is_number or not 0 <= delay <= MOST_DELAY:
+        allowed = f"a number of seconds, 0 or more and at most {MOST_DELAY}"
+        raise ValueError(f"delay must be {allowed}, got {delay!r}")
     return float(delay)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any, Final
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from taskiq.exceptions import TaskiqRateError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+__all__ = ["RateStore", "Request", "Turns"]
 
 #: The keyword of a decorator that is read here.
 RATE_ARGUMENTS: Final = ("rate",)
@@ -27,8 +30,12 @@ _RATE: Final = re.compile(r"([0-9]{1,9})/([smh])")
 #: never on time. Whoever comes later has been idle, and gets nothing for that.
 LATENESS: Final = 0.05
 
+#: How many messages of a plain task wait for its rate while a worker reads on: as many
+#: as a batch task holds where nothing else is said.
+SHARE: Final = 1000
+
 #: Seconds that an alarm may ring early: clocks are as coarse as this at most.
-_EARLY: Final = 1e-6
+EARLY: Final = 1e-6
 
 
 def read_interval(rate: Any) -> float:
@@ -71,6 +78,9 @@ def split_rate(
 class Pace:
     """Spreads calls evenly: pure arithmetic over moments of whoever has a clock.
 
+    It is the Generic Cell Rate Algorithm of ITU-T I.371 as virtual scheduling: the next
+    moment is its theoretical arrival time, and `LATENESS` its tolerance.
+
     Any `n` intervals have `n` calls at most, and one more where the first was late. So
     "60/m" never has two calls within a second, however long there was none before.
 
@@ -85,11 +95,90 @@ class Pace:
         self._interval = read_interval(rate)
         self.next_at = -math.inf
 
+    def want(self, now: float, count: int) -> None:
+        """Learn that so many calls wait: here the next moment is known."""
+
+    def rest(self) -> None:
+        """Learn that no call waits any more."""
+
     def is_due(self, now: float) -> bool:
         """Whether a call may start."""
-        return now >= self.next_at - _EARLY
+        return now >= self.next_at - EARLY
 
     def start(self, now: float) -> None:
         """Note that one starts. One that could not wait is counted all the same."""
         is_on_time = now - self.next_at <= LATENESS
         self.next_at = (self.next_at if is_on_time else now) + self._interval
+
+
+# -- Across processes -----------------------------------------------------------------
+
+
+class Request(NamedTuple):
+    """What is asked of a store: turns of a task that nobody else has.
+
+    :ivar task_name: whose calls they are for.
+    :ivar interval: seconds from one turn to the next.
+    :ivar turns: how many, 1 at least.
+    :ivar started: how many seconds ago a call began without a turn, or long after it;
+        `None` if none has.
+    """
+
+    task_name: str
+    interval: float
+    turns: int
+    started: float | None
+
+
+class Turns(NamedTuple):
+    """What a store has reserved: the turns follow one another, an interval apart.
+
+    :ivar wait: seconds until the first; below 0 if that is over, by `LATENESS` at most.
+    :ivar mark: for `give_back`; says whether others have reserved something since.
+    """
+
+    wait: float
+    mark: str
+
+
+class RateStore(ABC):
+    """Counts the calls of tasks with a rate, for all processes that run them.
+
+    It is asked for turns in advance: who has one sleeps until then, and asks nothing
+    meanwhile. Turns that nobody uses are lost, and no more than that.
+    """
+
+    @abstractmethod
+    async def reserve(self, request: Request) -> Turns:
+        """Reserve the next turns of a task, in one step for whoever looks on.
+
+        The first one is an interval after the last that was reserved, whoever has it,
+        and after the call that began without one. If that was over more than
+        `LATENESS` ago, it is now: who has been idle gets nothing for that.
+        """
+
+    async def give_back(self, request: Request, mark: str) -> None:  # noqa: B027
+        """Take back turns that will not be used, if they are the last ones.
+
+        A store that does nothing loses them.
+
+        :param request: as for `reserve`, with the number of turns to give back.
+        """
+
+
+class Owner(Protocol):
+    """A broker, as far as its store is asked for."""
+
+    @property
+    def result_backend(self) -> object:
+        """What may bring a store along."""
+        ...
+
+
+def store_of(broker: Owner) -> RateStore | None:
+    """Give the store of a broker: its own, or that of its result backend."""
+    for owner in (broker, broker.result_backend):
+        store: object = getattr(owner, "rate_store", None)
+        if isinstance(store, RateStore):
+            return store
+    return None

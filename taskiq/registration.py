@@ -31,11 +31,11 @@ from taskiq.options import check_labels
 from taskiq.policies import split_policy
 from taskiq.rates import split_rate
 from taskiq.unique import split_unique
-from taskiq.unique_release import ensure_release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable
 
+    from taskiq.decor import BatchTaskOf
     from taskiq.policies import OnFailure
 
 _FuncParams = ParamSpec("_FuncParams")
@@ -223,8 +223,6 @@ class TaskRegistry(ABC):
         task.failure_policy = policy if own_policy is None else own_policy
         task.unique = unique
         task.rate = rate
-        if unique is not None:
-            ensure_release(self)
         if batch is not None:
             task.send_check = SendCheck(function, hints)
         task.adopt_metadata()
@@ -256,7 +254,7 @@ class TaskRegistry(ABC):
         unique: bool | Callable[..., object] | None = None,
         unique_ttl: float | None = None,
         **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
+    ) -> BatchTaskOf[_Item, _FuncParams, _ReturnType, _ReturnType]: ...
 
     @overload
     def register_task(
@@ -286,9 +284,11 @@ class TaskRegistry(ABC):
         unique: bool | Callable[..., object] | None = None,
         unique_ttl: float | None = None,
         **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[
-        Concatenate[_Item, _FuncParams],
+    ) -> BatchTaskOf[
+        _Item,
+        _FuncParams,
         Coroutine[Any, Any, _ReturnType],
+        Coroutine[Any, Any, list[_ReturnType | Exception]],
     ]: ...
 
     @overload
@@ -319,9 +319,11 @@ class TaskRegistry(ABC):
         unique: bool | Callable[..., object] | None = None,
         unique_ttl: float | None = None,
         **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[
-        Concatenate[_Item, _FuncParams],
+    ) -> BatchTaskOf[
+        _Item,
+        _FuncParams,
         Coroutine[Any, Any, _ReturnType],
+        Coroutine[Any, Any, list[_ReturnType]],
     ]: ...
 
     @overload
@@ -352,7 +354,9 @@ class TaskRegistry(ABC):
         unique: bool | Callable[..., object] | None = None,
         unique_ttl: float | None = None,
         **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
+    ) -> BatchTaskOf[
+        _Item, _FuncParams, _ReturnType, list[_ReturnType | Exception]
+    ]: ...
 
     @overload
     def register_task(
@@ -379,7 +383,7 @@ class TaskRegistry(ABC):
         unique: bool | Callable[..., object] | None = None,
         unique_ttl: float | None = None,
         **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
+    ) -> BatchTaskOf[_Item, _FuncParams, _ReturnType, list[_ReturnType]]: ...
 
     @overload
     def register_task(
@@ -406,7 +410,7 @@ class TaskRegistry(ABC):
         unique: bool | Callable[..., object] | None = None,
         unique_ttl: float | None = None,
         **labels: Any,
-    ) -> AsyncTaskiqDecoratedTask[Concatenate[_Item, _FuncParams], _ReturnType]: ...
+    ) -> BatchTaskOf[_Item, _FuncParams, _ReturnType, _ReturnType]: ...
 
     @overload
     def register_task(

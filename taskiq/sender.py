@@ -57,6 +57,18 @@ class TakesContext(Protocol[_P, _Return_co]):
     ) -> _Return_co: ...
 
 
+class TakesItem(Protocol[_Item_contra, _P, _Return_co]):
+    """A sender of a function that takes an item first."""
+
+    def _function(
+        self,
+        item: _Item_contra,
+        /,
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _Return_co: ...
+
+
 class TakesItemContext(Protocol[_Item_contra, _P, _Return_co]):
     """A sender of a function that takes a context after its item."""
 

@@ -16,10 +16,11 @@ from typing import (
 )
 
 from taskiq.bulk import CHUNK_SIZE, cancel_all
+from taskiq.chunks import AsyncTaskiqChunk
 from taskiq.exceptions import SendManyError, SendTaskError
 from taskiq.hooks import hooks_of
 from taskiq.task import AsyncTaskiqTask
-from taskiq.unsendable import dump_message
+from taskiq.unsendable import dump_message, refused_by
 from taskiq.utils import maybe_awaitable
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from taskiq.message import BrokerMessage, TaskiqMessage
     from taskiq.sender import (
         TakesContext,
+        TakesItem,
         TakesItemContext,
         TakesItemContexts,
         TakesOne,
@@ -211,6 +213,114 @@ class ManySender(TaskSender[_FuncParams, _ReturnType]):
         sent: list[Any] = await self._send_many(items, on_progress)
         return sent
 
+    @overload
+    async def kiq_chunk(
+        self: TakesItem[_Item, _P, Coroutine[Any, Any, _T]],
+        items: Iterable[_Item],
+        /,
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> AsyncTaskiqChunk[_T]: ...
+
+    @overload
+    async def kiq_chunk(
+        self: TakesItemContexts[_Item, _P, Coroutine[Any, Any, _T]],
+        items: Iterable[_Item],
+        /,
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> AsyncTaskiqChunk[_T]: ...
+
+    @overload
+    async def kiq_chunk(
+        self: TakesItemContext[_Item, _P, Coroutine[Any, Any, _T]],
+        items: Iterable[_Item],
+        /,
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> AsyncTaskiqChunk[_T]: ...
+
+    @overload
+    async def kiq_chunk(
+        self: TakesTwoAndContext[_Item, _Second, _P, Coroutine[Any, Any, _T]],
+        items: Iterable[_Item],
+        second: _Second,
+        /,
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> AsyncTaskiqChunk[_T]: ...
+
+    @overload
+    async def kiq_chunk(
+        self: TakesItem[_Item, _P, _T],
+        items: Iterable[_Item],
+        /,
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> AsyncTaskiqChunk[_T]: ...
+
+    @overload
+    async def kiq_chunk(
+        self: TakesItemContexts[_Item, _P, _T],
+        items: Iterable[_Item],
+        /,
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> AsyncTaskiqChunk[_T]: ...
+
+    @overload
+    async def kiq_chunk(
+        self: TakesItemContext[_Item, _P, _T],
+        items: Iterable[_Item],
+        /,
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> AsyncTaskiqChunk[_T]: ...
+
+    @overload
+    async def kiq_chunk(
+        self: TakesTwoAndContext[_Item, _Second, _P, _T],
+        items: Iterable[_Item],
+        second: _Second,
+        /,
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> AsyncTaskiqChunk[_T]: ...
+
+    async def kiq_chunk(
+        self: Any,
+        items: Iterable[Any],
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Send one message with many items of a batch task.
+
+        On the worker each item joins a batch beside other messages, and fails for
+        itself. When all have their outcome there is one result: a list with a
+        `TaskiqResult` for each item, in order.
+
+        :param items: the items, 10,000 at most; there may be none.
+        :param args: what `kiq` is given after an item, the same for all of them.
+        :returns: a handle to wait for that result with.
+        :raises TypeError: when the task is no batch task or is unique, or the arguments
+            do not fit its function.
+        :raises ValueError: when there are too many items.
+        :raises UnsendableArgumentError: when an item cannot be serialised; its path
+            has the index.
+        :raises SendTaskError: when the message could not be sent.
+        """
+        return await self._send_items(items, args, kwargs)
+
+    @abstractmethod
+    async def _send_items(
+        self,
+        items: Iterable[Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> AsyncTaskiqChunk[Any]:
+        """Do what `kiq_chunk` says."""
+
     @abstractmethod
     async def _send_many(
         self,
@@ -281,8 +391,18 @@ def handle_of(
     return_type: type[_T] | None,
 ) -> AsyncTaskiqTask[_T]:
     """Make the handle of a message, and let the result backend know of it."""
+    handle = AsyncTaskiqTask(message.task_id, broker.result_backend, return_type)
+    introduce(broker, message, handle)
+    return handle
+
+
+def introduce(
+    broker: AsyncBroker,
+    message: TaskiqMessage,
+    handle: AsyncTaskiqTask[Any],
+) -> None:
+    """Let a handle know whose it is, and the result backend of the handle."""
     backend = broker.result_backend
-    handle = AsyncTaskiqTask(message.task_id, backend, return_type)
     handle.task_name = message.task_name
     # Of a stand-in for a broker, too, which need not know of it.
     abort_store = getattr(broker, "abort_store", None)
@@ -291,7 +411,6 @@ def handle_of(
     watch = getattr(type(backend), "watch_handle", None)
     if watch is not None:
         watch(backend, handle)
-    return handle
 
 
 class Sending:
@@ -442,7 +561,7 @@ class Sending:
         if outcome is None:
             self._handles[number] = handle
         else:
-            self._errors[number] = _send_error(outcome)
+            self._errors[number] = refused_by(self._broker, self._task_name, outcome)
 
     def _error(self) -> SendManyError:
         first = min(self._errors)
@@ -454,6 +573,16 @@ class Sending:
             errors=dict(sorted(self._errors.items())),
             handles=dict(sorted(self._handles.items())),
         )
+
+
+class ChunkSending(Sending):
+    """Sends one message with many items."""
+
+    def _handle(self, message: TaskiqMessage) -> AsyncTaskiqTask[Any]:
+        backend = self._broker.result_backend
+        handle = AsyncTaskiqChunk(message.task_id, backend, self._return_type)
+        introduce(self._broker, message, handle)
+        return handle
 
 
 class _Departure:
@@ -536,12 +665,6 @@ async def _kick_many(
         )
         return [error] * len(messages)
     return outcomes
-
-
-def _send_error(cause: Exception) -> SendTaskError:
-    error = SendTaskError()
-    error.__cause__ = cause
-    return error
 
 
 def _reason(error: Exception) -> BaseException:

@@ -18,6 +18,8 @@ from taskiq.result_backends.dummy import DummyResultBackend
 from taskiq.waiting import equal_delays, growing_delays, poll_for_result, watched_wait
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from taskiq.abc.result_backend import AsyncResultBackend
     from taskiq.progress import TaskProgress
     from taskiq.result import TaskiqResult
@@ -113,20 +115,20 @@ class AsyncTaskiqTask(Generic[_ReturnType]):
         except Exception as exc:
             raise ResultGetError from exc
 
-    async def _wait_and_read(
+    def _wait_and_read(
         self,
         check_interval: float | None,
         timeout: float,
         with_logs: bool,
-    ) -> TaskiqResult[_ReturnType]:
+    ) -> Awaitable[TaskiqResult[_ReturnType]]:
         backend, task_id = self.result_backend, self.task_id
         if check_interval is not None:
             delays = equal_delays(check_interval, timeout)
         elif hasattr(type(backend), "wait_for_result"):
-            return await backend.wait_for_result(task_id, timeout, with_logs)
+            return backend.wait_for_result(task_id, timeout, with_logs)
         else:
             delays = growing_delays(timeout)
-        return await poll_for_result(backend, task_id, delays, timeout, with_logs)
+        return poll_for_result(backend, task_id, delays, timeout, with_logs)
 
     async def get_progress(self) -> TaskProgress[Any] | None:
         """Read how far the task is.

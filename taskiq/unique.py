@@ -2,7 +2,8 @@
 
 Whoever sends a message of a unique task claims its key first, in a `UniqueStore`. While
 a key is held, whoever sends the same is given a handle to the message that holds it.
-The key is released with the outcome of that message: see `taskiq.unique_release`.
+The key is released with the outcome of that message: see
+`taskiq.receiver.unique_keys`.
 """
 
 from __future__ import annotations
@@ -88,6 +89,13 @@ class UniqueStore(ABC):
     async def release(self, key: str, token: str) -> None:
         """Let go of a key if it is held under this token; else do nothing."""
 
+    @abstractmethod
+    async def renew(self, claim: Claim) -> None:
+        """Hold a key for `ttl` from now on if it is held under this token.
+
+        Else do nothing: to take it would be wrong, it may have been released.
+        """
+
 
 class InMemoryUniqueKeys(UniqueStore):
     """Holds keys in this process, for each of its threads and event loops.
@@ -123,6 +131,12 @@ class InMemoryUniqueKeys(UniqueStore):
         with self._lock:
             if self._held.get(key, ("", 0.0))[0] == token:
                 del self._held[key]
+
+    async def renew(self, claim: Claim) -> None:
+        """Hold a key on if it is held under this token."""
+        with self._lock:
+            if self._held.get(claim.key, ("", 0.0))[0] == claim.token:
+                self._held[claim.key] = (claim.token, self._clock() + claim.ttl)
 
 
 def store_of(broker: Owner) -> UniqueStore | None:

@@ -20,7 +20,7 @@ from taskiq.unique import (
     store_of,
     token_of,
 )
-from taskiq.unique_release import ensure_release, release
+from taskiq.unique_release import release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -70,7 +70,6 @@ class UniqueSending(Sending):
                 broker=type(broker).__name__,
                 result_backend=type(broker.result_backend).__name__,
             )
-        ensure_release(broker)
         self._store = store
         self._unique = unique
         self._is_named = is_named

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from taskiq.exceptions import SendTaskError, UnsendableArgumentError
+from taskiq.chunks import ARGS, ITEMS
+from taskiq.exceptions import (
+    SendTaskError,
+    UnsendableArgumentError,
+    UnsendableBytesError,
+)
 from taskiq.faults import find_fault, reason_of
 
 if TYPE_CHECKING:
@@ -14,6 +19,9 @@ if TYPE_CHECKING:
     from taskiq.message import BrokerMessage, TaskiqMessage
 
     _Pack: TypeAlias = Callable[[Any], dict[str, Any]]
+
+
+_CHUNK_PATHS: Final = {ITEMS: "items", ARGS: "args"}
 
 
 def dump_message(formatter: TaskiqFormatter, message: TaskiqMessage) -> BrokerMessage:
@@ -49,6 +57,16 @@ def _send_error(formatter: TaskiqFormatter, message: TaskiqMessage) -> SendTaskE
     return SendTaskError()
 
 
+def refused_by(broker: object, task_name: str, cause: Exception) -> SendTaskError:
+    """Make the error of a message that a broker did not send, with its cause."""
+    error = SendTaskError()
+    if isinstance(cause, UnicodeDecodeError):
+        kind = type(broker).__name__
+        error = UnsendableBytesError(task_name=task_name, broker=kind)
+    error.__cause__ = cause
+    return error
+
+
 def _as_argument(part: Any) -> dict[str, Any]:
     return {"args": [part]}
 
@@ -62,6 +80,8 @@ def _parts_of(message: TaskiqMessage) -> Iterator[tuple[str, Any, _Pack]]:
     for index, value in enumerate(message.args):
         yield f"args[{index}]", value, _as_argument
     for name, value in message.kwargs.items():
-        yield f'kwargs["{name}"]', value, _as_argument
+        # Of a chunk under the names that its sender knows.
+        path = _CHUNK_PATHS.get(name, f'kwargs["{name}"]')
+        yield path, value, _as_argument
     for name, value in message.labels.items():
         yield f'labels["{name}"]', value, _as_label

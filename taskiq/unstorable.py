@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import TypeAdapter
 
+from taskiq.chunks import CHUNK_LABEL
 from taskiq.exceptions import UnstorableResultError
 from taskiq.faults import Fault, error_of, find_fault, kind_of, largest_part, reason_of
 from taskiq.labels import prepare_label
@@ -78,6 +79,10 @@ def storable_instead(
     """
     dump = _dump_that_fails(result, failure, backend)
     fault, labels = None, result.labels
+    if dump is not None and CHUNK_LABEL in labels:
+        instead = _with_storable_items(result, dump)
+        if instead is not None:
+            return instead
     if dump is not None:
         fault = _fault_of(result, dump)
         labels = {name: _as_text(label, dump) for name, label in labels.items()}
@@ -93,6 +98,40 @@ def storable_instead(
     )
     replaced = {"is_err": True, "return_value": None, "labels": labels, "error": error}
     return result.model_copy(update=replaced)
+
+
+def _with_storable_items(
+    result: TaskiqResult[Any],
+    dump: Dump,
+) -> TaskiqResult[Any] | None:
+    """Put an error in the place of each item of a chunk that cannot be stored.
+
+    :returns: `None` if that does not help.
+    """
+    entries: Any = result.return_value
+    if not isinstance(entries, list):
+        return None
+    listed: list[Any] = entries  # pyright: ignore[reportUnknownVariableType]
+    items = [_storable_item(entry, index, dump) for index, entry in enumerate(listed)]
+    instead = result.model_copy(update={"return_value": items})
+    return instead if error_of(dump, instead) is None else None
+
+
+def _storable_item(entry: Any, index: int, dump: Dump) -> Any:
+    if not issubclass(entry.__class__, TaskiqResult):
+        return entry  # a hook has put it there
+    item: TaskiqResult[Any] = entry
+    fault = _fault_of(item, dump)
+    if fault is None:
+        return item
+    error = UnstorableResultError(
+        path=f"item {index}: {fault.path}",
+        kind=fault.kind,
+        reason=reason_of(fault.error) + _failure_before(item),
+    )
+    return item.model_copy(
+        update={"is_err": True, "return_value": None, "error": error},
+    )
 
 
 def _dump_that_fails(

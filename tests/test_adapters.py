@@ -40,7 +40,7 @@ class Server:
         self.subscriptions: list[float] = []
         self.failing_looks = 0
         self.away_until = 0.0
-        self.feed = ResultFeed(self.follow)
+        self.feed = ResultFeed(self.follow, self._look)
         self._waiters: Waiters | None = None
         self._cut = asyncio.Event()
 
@@ -67,7 +67,7 @@ class Server:
             self._waiters.tell([task_id])
 
     async def wait(self, task_id: str, timeout: float = -1) -> str:
-        return await self.feed.wait(task_id, lambda: self._look(task_id), timeout)
+        return await self.feed.wait(task_id, timeout)
 
     async def _look(self, task_id: str) -> str | None:
         self.looks.append((now(), task_id))

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from taskiq import AckableMessage, InMemoryBroker
-from taskiq.capabilities import Capabilities, deliveries_of, equip, resolve
+from taskiq.capabilities import (
+    Capabilities,
+    delay_label,
+    deliveries_of,
+    equip,
+    resolve,
+)
 from taskiq.receiver import Receiver
 from taskiq.testing import ManualClock
 from tests.support.brokers import QueueBroker, message_bytes
@@ -96,6 +102,22 @@ async def test_the_count_may_have_to_be_asked_for() -> None:
     assert await deliveries_of(message) == 7
     assert await deliveries_of(AckableMessage(data=b"", ack=print)) is None
     assert await deliveries_of(None) is None
+
+
+@pytest.mark.parametrize(
+    ("package", "seconds", "label"),
+    [
+        ("elsewhere", 2.0, "2"),
+        ("elsewhere", 1.25, "1.25"),
+        ("taskiq_pg.asyncpg.broker", 1.25, "2"),
+        ("taskiq_pg.asyncpg.broker", 0.0, "0"),
+    ],
+)
+def test_a_delay_is_written_so_that_its_broker_can_read_it(
+    package: str, seconds: float, label: str
+) -> None:
+    plugin = type("Broker", (QueueBroker,), {"__module__": package})
+    assert str(delay_label(type("Own", (plugin,), {})(), seconds)) == label
 
 
 class Telling(QueueBroker):

@@ -15,6 +15,7 @@ from taskiq.dead_letters import DeadLetter, InMemoryDeadLetters, store_of
 from taskiq.dead_letters.letter import letter_of
 from taskiq.dead_letters.origin import origin_of
 from taskiq.dead_letters.retry import restored
+from taskiq.exceptions import DeadLetterNotFoundError
 from tests.support.brokers import QueueBroker
 
 LETTER = DeadLetter(
@@ -117,6 +118,8 @@ async def test_letters_in_memory_are_read_behind_one_and_taken_out() -> None:
     assert [letter.id async for letter in store.read("a")] == ["b", "c"]
     assert await store.remove(["b", "not there"]) == 1
     assert [letter.id async for letter in store.read()] == ["a", "c"]
+    with pytest.raises(DeadLetterNotFoundError, match="no dead letter b in memory"):
+        await anext(store.read("b"))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,6 +106,26 @@ async def test_a_retry_comes_before_the_policy() -> None:
         assert len(letters_of(broker)) == 1
 
 
+@pytest.mark.parametrize("on_failure", ["ack", "requeue", "dead_letter"])
+async def test_what_a_task_requeues_has_not_failed(on_failure: Any) -> None:
+    """Whatever it says of failures: its copy may."""
+    told = Told()
+    broker = InMemoryBroker().with_middlewares(told)
+    runs: list[int] = []
+
+    @broker.task(max_deliveries=3, on_failure=on_failure)
+    async def work(ctx: Context = TaskiqDepends()) -> str:  # noqa: B008
+        runs.append(1)
+        if len(runs) == 1:
+            await ctx.requeue()
+        return "done"
+
+    handle = await work.kiq()
+    await broker.wait_all()
+    assert (await handle.get_result()).return_value == "done"
+    assert (told.endings, letters_of(broker)) == (["sent_again"], [])
+
+
 async def test_each_member_of_a_batch_ends_for_itself() -> None:
     """Also messages of equal items, which the function sees once."""
     broker = InMemoryBroker()
@@ -155,8 +177,9 @@ async def test_a_plain_task_gives_its_message_back_or_puts_it_aside() -> None:
     assert isinstance((await handle.get_result()).error, DeadLetteredError)
     [letter] = letters_of(broker)
     assert (letter.reason, letter.deliveries, len(runs)) == ("requested", 3, 3)
-    with pytest.raises(ValueError, match="delay must be a number of seconds"):
-        Context(TaskiqMessage.model_construct(), broker).nack(delay=-1)
+    for delay in (-1, 4_294_968, math.nan, True):
+        with pytest.raises(ValueError, match="delay must be a number of seconds"):
+            Context(TaskiqMessage.model_construct(), broker).nack(delay=delay)
 
 
 class Bare(InMemoryBroker):
@@ -180,6 +203,26 @@ class Bare(InMemoryBroker):
 
     def delivery(self, data: bytes, **more: Any) -> AckableMessage:
         return AckableMessage(data=data, ack=lambda: self.acked.append(data), **more)
+
+
+class Naming(InMemoryDeadLetters):
+    """Names letters as servers do: by a number of its own."""
+
+    async def put(self, letter: DeadLetter) -> str:
+        self.letters.append(replace(letter, id="7-0"))
+        return "7-0"
+
+
+async def test_the_log_and_the_hooks_name_a_letter_as_its_place_does(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told, store = Told(), Naming()
+    broker = Bare().with_middlewares(told).with_dead_letters(store=store)
+    task = broker.task("task")(_fail)
+    await task.kiq()
+    await Receiver(broker).callback(broker.delivery(broker.sent[0].message))
+    assert told.letters == store.letters
+    assert "kept in memory as 7-0" in caplog.text
 
 
 class Failing(InMemoryDeadLetters):
@@ -259,7 +302,7 @@ async def test_what_cannot_be_given_back_is_sent_again_and_counted() -> None:
     await task.kiq()
     await Receiver(broker).callback(broker.delivery(broker.sent[0].message))
     _, again = broker.sent
-    assert again.labels == {"X-Taskiq-deliveries": "1", "delay": "2.0"}
+    assert again.labels == {"X-Taskiq-deliveries": "1", "delay": "2"}
     assert again.task_id == broker.sent[0].task_id
     assert len(broker.acked) == 1
     await Receiver(broker).callback(broker.delivery(again.message))

@@ -30,6 +30,7 @@ from taskiq.exceptions import (
     SendTaskError,
     UnknownTaskError,
     UnsendableArgumentError,
+    UnsendableBytesError,
 )
 from taskiq.formatters.json_formatter import JSONFormatter
 from taskiq.kicker import AsyncKicker
@@ -489,6 +490,24 @@ async def test_an_error_of_the_broker_is_the_cause_of_a_send_error(
     assert type(caught.value) is SendTaskError
     assert caught.value.__cause__ is error
     assert journal == ["m before"]
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_broker_of_text_names_itself_where_bytes_are_none(many: bool) -> None:
+    """As a table of PostgreSQL, for all serializers but those of text."""
+
+    class TextBroker(QueueBroker):
+        async def kick(self, message: BrokerMessage) -> None:
+            message.message.decode()
+
+    broker = TextBroker().with_serializer(PickleSerializer())
+    task: AnyKicker = AsyncKicker("name", broker, {})
+    with pytest.raises(SendTaskError) as caught:
+        await (task.kiq_many([1]) if many else task.kiq(1))
+    error = caught.value.errors[0] if many else caught.value  # type: ignore[attr-defined]
+    assert isinstance(error, UnsendableBytesError)
+    assert "name: TextBroker sends text, and the message is none. Give" in str(error)
+    assert isinstance(error.__cause__, UnicodeDecodeError)
 
 
 @dataclasses.dataclass

@@ -47,6 +47,7 @@ UPWARDS: Final = {
         "taskiq.receiver.runtime",
     ): "what it runs with",
     ("taskiq.receiver.aborting", "taskiq.receiver.runtime"): "what it looks through",
+    ("taskiq.receiver.chunks", "taskiq.receiver.runtime"): "what it hands items to",
     (
         "taskiq.receiver.runtime",
         "taskiq.receiver.receiver",

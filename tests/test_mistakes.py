@@ -63,7 +63,7 @@ GUIDE = (Path(__file__).parents[1] / "docs" / "guide" / "errors.md").read_text("
 def first_hour() -> list[tuple[str, str]]:
     """What one does, and what is said then: rows of the guide's table."""
     rows = re.findall(r"^\| [^|]+ \| `(.+?)` \| `(.+)` \|$", GUIDE, re.MULTILINE)
-    assert len(rows) == 6
+    assert len(rows) == 8
     return rows
 
 
@@ -107,6 +107,28 @@ async def test_a_batch_task_is_not_sent_without_an_item(how: str) -> None:
     sending: Any = insert if how == "kiq" else insert.kicker()
     with pytest.raises(TypeError, match="the item is missing"):
         await sending.kiq(table="others")
+
+
+@pytest.mark.parametrize("how", ["kiq", "kicker", "kiq_many", "direct"])
+async def test_an_item_may_be_given_by_the_name_of_the_list(how: str) -> None:
+    sending: Any = insert
+    if how == "direct":
+        context = context_for(sending, [1])
+        assert await sending(rows=1, context=context) == await sending(1, context)
+    elif how == "kiq":
+        await sending.kiq(rows=1)
+    elif how == "kicker":
+        await sending.kicker().with_labels(any=1).kiq(table="others", rows=1)
+    else:
+        await sending.kiq_many([sending.call(rows=1)])
+
+
+@pytest.mark.parametrize("how", ["kiq", "kicker"])
+async def test_no_other_name_of_an_item_is_known(how: str) -> None:
+    sending: Any = insert if how == "kiq" else insert.kicker()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'row'") as caught:
+        await sending.kiq(row=1)
+    assert "insert(rows: " in str(caught.value)
 
 
 async def test_an_item_that_has_a_default_may_be_left_out() -> None:

@@ -10,9 +10,17 @@ from typing import Any
 
 import pytest
 
+from taskiq.batch import FlushReason
+
 DOCS = Path(__file__).parent.parent / "docs"
 PICTURES: dict[str, Any] = runpy.run_path(str(DOCS / "pictures.py"))
-TARGETS: dict[Path, Any] = PICTURES["TARGETS"]
+FLUSHES: dict[str, Any] = runpy.run_path(str(DOCS / "flushes.py"))
+#: What draws each picture, and where that stands.
+TARGETS: dict[Path, tuple[Any, str]] = {
+    target: (draw, name)
+    for name, drawing in {"pictures": PICTURES, "flushes": FLUSHES}.items()
+    for target, draw in drawing["TARGETS"].items()
+}
 
 STYLE = (DOCS / "assets" / "extra.css").read_text("utf-8")
 SCHEMES = ("default", "slate")
@@ -97,14 +105,62 @@ def test_contrast_is_counted_as_the_standard_does() -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=[each.name for each in TARGETS])
 def test_pictures_are_drawn_from_their_source(target: Path) -> None:
-    drawn = TARGETS[target]()
-    assert target.read_text("utf-8") == drawn, "run: python docs/pictures.py"
+    draw, name = TARGETS[target]
+    assert target.read_text("utf-8") == draw(), f"run: python docs/{name}.py"
+
+
+def filled(drawing: dict[str, Any], kinds: str) -> list[str]:
+    """Give the colours that a picture fills things of these kinds with."""
+    style: str = drawing["STYLE"]
+    return re.findall(rf"^\.(?:{kinds}) .*fill: (#\w{{6}})", style, re.M)
 
 
 def test_every_text_of_the_picture_can_be_read_on_every_background_of_it() -> None:
-    style: str = PICTURES["STYLE"]
-    texts = re.findall(r"^\.(?:title|code|value|note) .*fill: (#\w{6})", style, re.M)
+    texts = filled(PICTURES, "title|code|value|note")
     assert len(texts) == 4
     for colour in texts:
         for background in (PICTURES["CARD"], PICTURES["PILL"]):
             assert contrast(colour, background) >= TEXT, (colour, background)
+
+
+def test_texts_and_signs_of_the_time_lines_can_be_seen() -> None:
+    card, blue, ink = (FLUSHES[name] for name in ("CARD", "BLUE", "INK"))
+    texts = filled(FLUSHES, "title|reason|code|note|message")
+    signs = filled(FLUSHES, "dot|batches|waiting|broker")
+    assert (len(texts), len(signs)) == (5, 4)
+    faint = [each for each in texts if contrast(each, card) < TEXT]
+    faint += [each for each in signs if contrast(each, card) < SIGN]
+    assert faint == []
+    # The weights of messages stand in their dots: of the batch, and of the next one.
+    assert contrast(ink, blue) >= TEXT
+    assert contrast(blue, card) >= TEXT
+
+
+def test_every_reason_that_a_batch_leaves_for_has_a_time_line() -> None:
+    drawn = [case.reason for case in FLUSHES["CASES"]]
+    assert {*drawn} == {*FlushReason}
+    assert [FLUSHES["played"](case).reason for case in FLUSHES["CASES"]] == drawn
+
+
+def test_the_picture_of_back_pressure_holds_what_the_guide_promises() -> None:
+    most, slots = FLUSHES["PRESSED"].max_buffered, FLUSHES["SLOTS"]
+    held = FLUSHES["Pressed"]().run()
+    assert max(each.batches for each in held) == most
+    assert max(each.waiting for each in held) == slots
+    assert all(each.waiting == slots for each in held if each.broker)
+
+
+def test_a_name_is_kept_whole_in_text_and_left_alone_in_blocks() -> None:
+    hook = runpy.run_path(str(DOCS / "whole_words.py"))["on_page_content"]
+    block = "<pre><code>taskiq --workers</code></pre>"
+    marked = hook(f"<p><code>taskiq --max-async-tasks 5</code></p>{block}")
+    whole = '<span class="whole">--max-async-tasks</span>'
+    assert marked == f"<p><code>taskiq {whole} 5</code></p>{block}"
+    assert ".md-typeset code .whole" in STYLE
+
+
+def test_a_word_too_long_for_a_phone_may_break_where_its_names_end() -> None:
+    hook = runpy.run_path(str(DOCS / "whole_words.py"))["on_page_content"]
+    long = "rewrite(taskiq.testing.conformance_of_brokers)"
+    broken = "rewrite(<wbr>taskiq.<wbr>testing.<wbr>conformance_of_brokers)"
+    assert hook(f"<code>{long}</code>") == f"<code>{broken}</code>"

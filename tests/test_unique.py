@@ -25,6 +25,7 @@ from taskiq import (
     TaskiqResult,
     TaskiqScheduler,
 )
+from taskiq.acks import AcknowledgeType
 from taskiq.brokers.inmemory_broker import InmemoryResultBackend
 from taskiq.brokers.shared_broker import AsyncSharedBroker
 from taskiq.exceptions import (
@@ -40,6 +41,7 @@ from taskiq.schedule_sources import LabelScheduleSource
 from taskiq.scheduler.scheduled_task import ScheduledTask
 from taskiq.unique import Claim, InMemoryUniqueKeys, Unique
 from tests.support.brokers import QueueBroker
+from tests.support.virtual_time import run_virtual, virtual
 
 
 class Broker(QueueBroker):
@@ -60,8 +62,8 @@ class Broker(QueueBroker):
     async def run(self) -> None:
         """Run what is queued, as a worker would."""
         receiver = Receiver(self, run_startup=False)
-        for message in self.take_all():
-            await receiver.callback(self.ackable(message))
+        messages = [self.ackable(message) for message in self.take_all()]
+        await asyncio.gather(*map(receiver.callback, messages))
 
 
 @pytest.fixture
@@ -377,20 +379,45 @@ async def giving_back(context: Context) -> None:
         context.nack()
 
 
+async def returning(context: Context) -> None: ...
+
+
+@pytest.fixture(params=["plain", "batch", "bulk"])
+def kind(request: pytest.FixtureRequest, broker: Broker) -> str:
+    """What a task is; `bulk` is a batch task whose results are saved together."""
+    if request.param == "bulk":
+        broker.with_result_backend(Bulk())
+    kind: str = request.param
+    return kind
+
+
+class Bulk(InmemoryResultBackend[Any]):
+    async def set_results(self, results: Any) -> Any:
+        for task_id, result in results.items():
+            await self.set_result(task_id, result)
+        return {}
+
+
 @pytest.mark.parametrize(
-    "function", [failing, ends_without_result, rejecting, dead_lettering]
+    "function", [returning, failing, ends_without_result, rejecting, dead_lettering]
 )
-async def test_an_outcome_frees_the_key(broker: Broker, function: Any) -> None:
-    await is_held_after_a_run(broker, function, is_held=False)
+async def test_an_outcome_frees_the_key(
+    broker: Broker, kind: str, function: Any
+) -> None:
+    await is_held_after_a_run(broker, function, kind, is_held=False)
 
 
 @pytest.mark.parametrize("function", [requeueing, giving_back])
-async def test_what_runs_again_holds_its_key(broker: Broker, function: Any) -> None:
-    await is_held_after_a_run(broker, function, is_held=True)
+async def test_what_runs_again_holds_its_key(
+    broker: Broker, kind: str, function: Any
+) -> None:
+    await is_held_after_a_run(broker, function, kind, is_held=True)
 
 
 @pytest.mark.parametrize("leaves_result", [False, True])
-async def test_a_retry_holds_the_key(broker: Broker, leaves_result: bool) -> None:
+async def test_a_retry_holds_the_key(
+    broker: Broker, kind: str, leaves_result: bool
+) -> None:
     broker.add_middlewares(
         SimpleRetryMiddleware(
             default_retry_label=True,
@@ -398,7 +425,7 @@ async def test_a_retry_holds_the_key(broker: Broker, leaves_result: bool) -> Non
             no_result_on_retry=not leaves_result,
         ),
     )
-    await is_held_after_a_run(broker, failing, is_held=True)
+    await is_held_after_a_run(broker, failing, kind, is_held=True)
 
 
 @pytest.mark.parametrize(
@@ -409,54 +436,182 @@ async def test_a_retry_holds_the_key(broker: Broker, leaves_result: bool) -> Non
     ],
 )
 async def test_policies_free_it_at_the_end(
-    broker: Broker, policy: dict[str, Any]
+    broker: Broker, kind: str, policy: dict[str, Any]
 ) -> None:
     is_requeue = policy["on_failure"] == "requeue"
-    await is_held_after_a_run(broker, failing, is_held=is_requeue, **policy)
+    await is_held_after_a_run(broker, failing, kind, is_held=is_requeue, **policy)
 
 
 @pytest.mark.parametrize("on_failure", ["ack", "dead_letter"])
 async def test_what_must_not_be_given_back_once_more_frees_its_key(
     broker: Broker,
+    kind: str,
     on_failure: str,
 ) -> None:
     policy = {"max_deliveries": 1, "on_failure": on_failure}
-    await is_held_after_a_run(broker, giving_back, is_held=False, **policy)
+    await is_held_after_a_run(broker, giving_back, kind, is_held=False, **policy)
 
 
 async def is_held_after_a_run(
     broker: Broker,
     function: Any,
+    kind: str,
     *,
     is_held: bool,
     **policy: Any,
 ) -> None:
-    """Run a message, and see whether its key is held; after a second run it is not."""
+    """Run messages, and see whether their keys are held; after a second run not."""
 
-    async def work(context: Annotated[Context, TaskiqDepends()]) -> None:
+    async def work(
+        number: int,
+        context: Annotated[Context, TaskiqDepends()],
+    ) -> None:
         await function(context)
 
-    task = broker.register_task(work, "work", unique=True, **policy)
-    await task.kiq()
+    async def batch(
+        numbers: list[int],
+        context: Annotated[Context, TaskiqDepends()],
+    ) -> None:
+        await function(context)
+
+    limits = {"batch": True, "batch_size": 2, "batch_timeout": 0.1}
+    register: Any = broker.register_task  # its types want to know of `batch`
+    own = (work, {}) if kind == "plain" else (batch, limits)
+    task = register(own[0], "work", unique=True, **own[1], **policy)
+    await task.kiq_many([1, 2])
     await broker.run()
-    assert len(broker.keys) == is_held
+    assert len(broker.keys) == 2 * is_held
     await broker.run()
     assert len(broker.keys) == 0
 
 
-async def test_a_result_that_is_not_saved_holds_the_key(broker: Broker) -> None:
-    class Broken(InmemoryResultBackend[Any]):
-        async def set_result(self, task_id: str, result: TaskiqResult[Any]) -> None:
-            raise OSError("gone")
+class Unsaving(InmemoryResultBackend[Any]):
+    async def set_result(self, task_id: str, result: TaskiqResult[Any]) -> None:
+        raise OSError("gone")
 
+
+class UnsavingBulk(Unsaving, Bulk):
+    async def set_results(self, results: Any) -> Any:
+        raise OSError("gone")
+
+
+@pytest.mark.parametrize("ack_type", AcknowledgeType)
+@pytest.mark.parametrize("kind", ["plain", "batch", "bulk"])
+async def test_a_result_that_is_not_saved_holds_the_key_of_what_comes_again(
+    broker: Broker, kind: str, ack_type: AcknowledgeType
+) -> None:
+    """What was acknowledged before does not: nobody else would release its key."""
+    broker.with_result_backend(UnsavingBulk() if kind == "bulk" else Unsaving())
+    limits = {"batch": True, "batch_size": 2} if kind != "plain" else {}
+
+    async def work(numbers: Any) -> None: ...
+
+    register: Any = broker.register_task  # its types want to know of `batch`
+    task = register(work, "work", unique=True, **limits)
+    sender = task.kicker().with_labels(ack_type=ack_type)
+    await sender.kiq_many([1, 2])
+    await broker.run()
+    comes_again = ack_type in {AcknowledgeType.WHEN_SAVED, AcknowledgeType.MANUAL}
+    assert len(broker.acked) == (0 if comes_again else 2)
+    assert len(broker.keys) == (2 if comes_again else 0)
+
+
+async def test_what_is_left_holds_its_key(broker: Broker) -> None:
+    """A worker that stops has begun it, and the broker delivers it again."""
+    started = asyncio.Event()
+
+    @broker.task(unique=True)
+    async def work() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    await work.kiq()
+    finish = asyncio.Event()
+    receiver = Receiver(broker, run_startup=False, wait_tasks_timeout=0)
+    listening = asyncio.create_task(receiver.listen(finish))
+    await started.wait()
+    finish.set()
+    await listening
+    assert broker.acked == []
+    assert len(broker.keys) == 1
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_who_runs_longer_than_its_ttl_holds_its_key_and_no_longer(batch: bool) -> None:
+    """Also while it waits in a batch; what is over is renewed by nobody."""
+
+    async def main() -> None:
+        broker = Broker()
+        broker.keys = InMemoryUniqueKeys(asyncio.get_running_loop().time)
+        broker.with_unique_store(broker.keys)
+
+        async def work(given: Any) -> None:
+            await asyncio.sleep(20)
+
+        limits = {"batch": True, "batch_timeout": 25} if batch else {}
+        task: Any = broker.register_task
+        task = task(work, "work", unique=True, unique_ttl=4, **limits)
+        first = await task.kiq(1)
+        finish = asyncio.Event()
+        receiver = Receiver(broker, run_startup=False)
+        listening = asyncio.create_task(receiver.listen(finish))
+        for _ in range(19):
+            await asyncio.sleep(1)
+            assert (await task.kiq(1)).task_id == first.task_id
+        await asyncio.sleep(30)
+        assert len(broker.keys) == 0
+        assert (await task.kiq(1)).task_id != first.task_id
+        finish.set()
+        await listening
+
+    run_virtual(main())
+
+
+@virtual
+async def test_a_key_of_another_message_is_not_renewed() -> None:
+    """It came after the time of the first was over: it waited too long."""
+    now = asyncio.get_running_loop().time
+    keys = InMemoryUniqueKeys(now)
+    assert await keys.claim(Claim("key", "first", 1)) == "first"
+    await asyncio.sleep(2)
+    assert await keys.claim(Claim("key", "second", 3)) == "second"
+    await keys.renew(Claim("key", "first", 60))
+    await asyncio.sleep(3.1)
+    assert await keys.claim(Claim("key", "third", 1)) == "third"
+    await keys.release("key", "third")
+    await keys.renew(Claim("key", "third", 60))
+    assert len(keys) == 0
+
+
+@virtual
+async def test_a_store_that_cannot_renew_is_named_and_asked_again() -> None:
+    class Shaky(InMemoryUniqueKeys):
+        tries = 0
+
+        async def renew(self, claim: Claim) -> None:
+            self.tries += 1
+            if self.tries == 1:
+                raise OSError("gone")
+            await super().renew(claim)
+
+    broker, keys = Broker(), Shaky(asyncio.get_running_loop().time)
+    broker.with_unique_store(keys)
+
+    @broker.task(unique=True, unique_ttl=4)
+    async def work() -> None:
+        await asyncio.sleep(20)
+
+    await work.kiq()
+    await broker.run()
+    assert keys.tries > 5
+    assert broker.queue.empty()
+
+
+def test_a_message_without_a_key_pays_for_no_hook(broker: Broker) -> None:
     @broker.task(unique=True)
     async def work() -> None: ...
 
-    await work.kiq()
-    broker.with_result_backend(Broken())
-    await broker.run()
-    assert broker.acked == []
-    assert len(broker.keys) == 1
+    assert broker.middlewares == []
 
 
 async def test_a_dead_letter_that_is_not_kept_holds_the_key(broker: Broker) -> None:
@@ -514,10 +669,13 @@ async def test_other_hooks_have_ended_when_the_key_is_free(broker: Broker) -> No
     assert held == [1]
 
 
-async def test_a_message_of_no_task_frees_its_key_as_a_dead_letter(
-    broker: Broker,
+@pytest.mark.parametrize("has_letters", [False, True])
+async def test_a_message_of_no_task_frees_its_key(
+    broker: Broker, has_letters: bool
 ) -> None:
-    broker.with_dead_letters()
+    """It is dropped, or kept as a dead letter."""
+    if has_letters:
+        broker.with_dead_letters()
 
     @broker.task("work", unique=True)
     async def work() -> None: ...

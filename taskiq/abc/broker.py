@@ -33,7 +33,6 @@ from taskiq.registration import TaskRegistry
 from taskiq.result_backends.dummy import DummyResultBackend
 from taskiq.serializers.json_serializer import JSONSerializer
 from taskiq.state import TaskiqState
-from taskiq.unique_release import ensure_release
 from taskiq.utils import maybe_awaitable
 from taskiq.warnings import TaskiqDeprecationWarning
 
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from taskiq.batch import BatcherStatistics
     from taskiq.dead_letters.store import DeadLetterStore
     from taskiq.policies import OnFailure
+    from taskiq.rates import RateStore
     from taskiq.unique import UniqueStore
 
 __all__ = [
@@ -118,6 +118,9 @@ class AsyncBroker(TaskRegistry):
     abort_store: AbortStore | None = None
     #: Where keys of unique tasks are held; `None` leaves it to the result backend.
     unique_store: UniqueStore | None = None
+    #: Counts the calls of tasks with a rate for all processes; `None` leaves it to the
+    #: result backend.
+    rate_store: RateStore | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -200,8 +203,6 @@ class AsyncBroker(TaskRegistry):
         )
 
     async def _start(self, *events: TaskiqEvents) -> None:
-        if any(task.unique is not None for task in self.get_all_tasks().values()):
-            ensure_release(self)  # some may be those of the shared broker
         await self.lifecycle.start(self._hooks(events, "startup"), self._results)
 
     async def _stop(self, *events: TaskiqEvents) -> None:
@@ -282,6 +283,17 @@ class AsyncBroker(TaskRegistry):
         :returns: this broker.
         """
         self.unique_store = unique_store
+        return self
+
+    def with_rate_store(self, rate_store: RateStore) -> Self:
+        """Count the calls of tasks with a rate there; before a worker starts.
+
+        All who run messages need the same one. Without it the result backend's is
+        taken, if that has one; else each process keeps rates by itself.
+
+        :returns: this broker.
+        """
+        self.rate_store = rate_store
         return self
 
     def with_id_generator(self, task_id_generator: Callable[[], str]) -> Self:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from taskiq.aborts import AbortStore
     from taskiq.progress import TaskProgress
+    from taskiq.rates import RateStore
     from taskiq.unique import UniqueStore
 
 __all__ = ["AsyncResultBackend", "TaskiqResult"]
@@ -51,6 +52,8 @@ class AsyncResultBackend(ABC, Generic[_ReturnType]):
     abort_store: AbortStore | None = None
     #: Where keys of unique tasks are held, if this backend brings it along.
     unique_store: UniqueStore | None = None
+    #: Counts the calls of tasks with a rate, if this backend brings it along.
+    rate_store: RateStore | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import math
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from taskiq.bulk import cancel_all
@@ -46,7 +46,7 @@ class Waiters:
         self.is_connected = False
         self.subscription: asyncio.Task[None] | None = None
         # Mostly one of each id, and a tuple of one is smaller than a list.
-        self._by_id: dict[str, tuple[_Waiter, ...]] = {}
+        self._by_id: dict[str, tuple[_Waiter[Any], ...]] = {}
 
     def connected(self) -> None:
         """Note that from now on results are told of; what came before was not."""
@@ -81,11 +81,11 @@ class Waiters:
         except (TypeError, ValueError) as exc:
             logger.warning("Not a list of results that are ready: %s", exc)
 
-    def add(self, waiter: _Waiter) -> None:
+    def add(self, waiter: _Waiter[Any]) -> None:
         """Let a waiter be told, until `remove`."""
         self._by_id[waiter.task_id] = (*self._by_id.get(waiter.task_id, ()), waiter)
 
-    def remove(self, waiter: _Waiter) -> None:
+    def remove(self, waiter: _Waiter[Any]) -> None:
         """Tell a waiter nothing more."""
         others = self._by_id.pop(waiter.task_id)
         if len(others) > 1:
@@ -97,28 +97,47 @@ class Waiters:
                 waiter.wake(delay)
 
 
-class _Waiter:
+class _Waiter(Generic[_Found]):
     """One who sleeps between looks, and may be woken.
 
-    It is itself the iterator of the seconds between its looks: there may be thousands
-    of waiters, and what each of them is made of is to be little.
+    It is itself the iterator of the seconds between its looks, and neither its looks
+    nor its sleeps are coroutines of its own: there may be thousands of waiters, and
+    what each of them is made of is to be little.
 
+    :param look: reads the result of an id.
     :param timeout: seconds from now, zero or less for no end.
     """
 
-    __slots__ = ("_ends", "_future", "_is_woken", "_waiters", "delay", "task_id")
+    __slots__ = (
+        "_alarm",
+        "_ends",
+        "_future",
+        "_is_woken",
+        "_look",
+        "_waiters",
+        "delay",
+        "task_id",
+    )
 
-    def __init__(self, waiters: Waiters, task_id: str, timeout: float) -> None:
+    def __init__(
+        self,
+        waiters: Waiters,
+        task_id: str,
+        look: Callable[[str], Awaitable[_Found | None]],
+        timeout: float,
+    ) -> None:
         self._waiters = waiters
         self.task_id = task_id
+        self._look = look
         #: Seconds to sleep after the next look.
         self.delay = FIRST_DELAY
         self._is_woken = False
         self._future: asyncio.Future[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
         now = asyncio.get_running_loop().time()
         self._ends = now + timeout if timeout > 0 else math.inf
 
-    def __iter__(self) -> _Waiter:
+    def __iter__(self) -> _Waiter[_Found]:
         return self
 
     def __next__(self) -> float:
@@ -130,67 +149,82 @@ class _Waiter:
         self.delay = 2 * delay
         return min(delay, left)
 
+    def look(self) -> Awaitable[_Found | None]:
+        """Read the result."""
+        return self._look(self.task_id)
+
+    def sleep(self, seconds: float) -> asyncio.Future[None]:
+        """Give what is done after these seconds, or as soon as this one is woken.
+
+        It is done already if this one was woken since the last sleep.
+        """
+        loop = asyncio.get_running_loop()
+        self._future = loop.create_future()
+        if self._is_woken:
+            self._future.set_result(None)
+            self._is_woken = False
+        else:
+            self._alarm = loop.call_later(seconds, self._end)
+        return self._future
+
     def wake(self, delay: float) -> None:
         """End this sleep, or the next one; sleep for `delay` seconds after the look."""
         self.delay = delay
-        self._is_woken = True
-        self._end()
+        self._is_woken = not self._end()
 
-    async def sleep(self, seconds: float) -> None:
-        """Sleep unless woken since the last sleep."""
-        if not self._is_woken:
-            loop = asyncio.get_running_loop()
-            self._future = loop.create_future()
-            alarm = loop.call_later(seconds, self._end)
-            try:
-                await self._future
-            finally:
-                alarm.cancel()
-                self._future = None
-        self._is_woken = False
+    def close(self) -> None:
+        """Leave nothing behind."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
-    def _end(self) -> None:
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
+    def _end(self) -> bool:
+        """End this sleep; tell whether there was one."""
+        self.close()
+        if self._future is None or self._future.done():
+            return False
+        self._future.set_result(None)
+        return True
 
 
-class ResultFeed:
+class ResultFeed(Generic[_Found]):
     """Waits for results; one subscription tells all who wait in an event loop.
 
     :param follow: subscribes, says so with `connected`, tells of results with `tell`,
         and returns or raises when the subscription is lost. It is called again then.
+    :param look: reads the result of an id, `None` if it is not there.
     """
 
-    def __init__(self, follow: Callable[[Waiters], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        follow: Callable[[Waiters], Awaitable[None]],
+        look: Callable[[str], Awaitable[_Found | None]],
+    ) -> None:
         self._follow = follow
+        self._look = look
         self._waiters: WeakKeyDictionary[asyncio.AbstractEventLoop, Waiters] = (
             WeakKeyDictionary()
         )
 
-    async def wait(
-        self,
-        task_id: str,
-        look: Callable[[], Awaitable[_Found | None]],
-        timeout: float,
-    ) -> _Found:
+    async def wait(self, task_id: str, timeout: float) -> _Found:
         """Wait for a result.
 
-        :param look: reads it, `None` if it is not there.
         :param timeout: seconds; zero or less waits forever.
         :raises ResultIsReadyError: from the last error, if three looks in a row failed.
         :raises TaskiqResultTimeoutError: if it is not there in time.
         """
         waiters = self._subscribed()
-        waiter = _Waiter(waiters, task_id, timeout)
+        waiter = _Waiter(waiters, task_id, self._look, timeout)
         waiters.add(waiter)
         try:
             if waiters.is_connected:
                 waiter.delay = _SAFETY
             else:
                 await waiter.sleep(min(_CONNECTING, timeout if timeout > 0 else 1))
-            return await poll(look, waiter, timeout, waiter.sleep)
+            return await poll(waiter.look, waiter, timeout, waiter.sleep)
         finally:
             waiters.remove(waiter)
+            waiter.close()
 
     async def close(self) -> None:
         """End the subscription of this event loop."""

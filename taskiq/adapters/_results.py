@@ -46,8 +46,8 @@ class ToldResults(SerializedResults[_ReturnType]):
     """
 
     @cached_property
-    def _feed(self) -> ResultFeed:
-        return ResultFeed(self._follow)
+    def _feed(self) -> ResultFeed[bytes]:
+        return ResultFeed(self._follow, self._look)
 
     async def wait_for_result(
         self,
@@ -60,8 +60,7 @@ class ToldResults(SerializedResults[_ReturnType]):
         Those who wait are told; beside that they look each 2 s, for results of workers
         that do not tell.
         """
-        look = partial(self._look, task_id)
-        return self._load(await self._feed.wait(task_id, look, timeout), with_logs)
+        return self._load(await self._feed.wait(task_id, timeout), with_logs)
 
     async def shutdown(self) -> None:
         """End the subscription and close what the plugin has opened."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class GroupedUniqueKeys(UniqueStore):
-    """Claims and releases in one round trip what is asked for at the same time.
+    """Claims, renews and releases in one round trip what is asked at the same time.
 
     A group may have the same key several times.
     """
@@ -23,6 +23,7 @@ class GroupedUniqueKeys(UniqueStore):
         self._releases: GroupCommit[tuple[str, str], None] = GroupCommit(
             self._release_many,
         )
+        self._renewals: GroupCommit[Claim, None] = GroupCommit(self._renew_many)
 
     async def claim(self, claim: Claim) -> str:
         """Take a key if nobody holds it, with others that are claimed meanwhile."""
@@ -42,6 +43,17 @@ class GroupedUniqueKeys(UniqueStore):
         held: Sequence[tuple[str, str]],
     ) -> Sequence[Any]:
         """Let go of keys that are held under these tokens, in one round trip.
+
+        :returns: for each one, in order, `None` or why it failed.
+        """
+
+    async def renew(self, claim: Claim) -> None:
+        """Hold a key on, with others that are renewed meanwhile."""
+        await self._renewals.submit(claim)
+
+    @abstractmethod
+    async def _renew_many(self, claims: Sequence[Claim]) -> Sequence[Any]:
+        """Hold keys on that are held under these tokens, in one round trip.
 
         :returns: for each one, in order, `None` or why it failed.
         """

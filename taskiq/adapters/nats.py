@@ -13,18 +13,27 @@ those of `taskiq_nats`, so that processes with and without this module share the
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+import time
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 from taskiq.abc.broker import AsyncBroker
 from taskiq.adapters._bulk import in_chunks, load_all, plugin_is_missing
 from taskiq.adapters._results import ToldResults
 from taskiq.bulk import run_bounded
+from taskiq.unique import Claim, UniqueStore
 
 try:
     import taskiq_nats as plugin
-    from nats.js.errors import NotFoundError
+    from nats.js.api import KeyValueConfig
+    from nats.js.errors import (
+        BucketNotFoundError,
+        KeyNotFoundError,
+        KeyWrongLastSequenceError,
+        NotFoundError,
+    )
 except ImportError as exc:
     raise plugin_is_missing(__name__, "taskiq-nats") from exc
 
@@ -48,6 +57,10 @@ _ReturnType = TypeVar("_ReturnType")
 _PATIENCE: Final = 5.0
 #: How many results are stored or read at the same time.
 _RESULTS_AT_ONCE: Final = 100
+#: Seconds after which the server forgets a key that nobody has released or renewed.
+_LONGEST_HOLD: Final = 30 * 86400
+#: How often to look again at a key that others have changed meanwhile.
+_MOST_LOOKS: Final = 100
 
 
 def _size(message: BrokerMessage) -> int:
@@ -152,6 +165,11 @@ class NATSObjectStoreResultBackend(
     wait in an event loop, whether the worker has this class or the plugin's.
     """
 
+    @cached_property
+    def unique_store(self) -> UniqueStore:  # type: ignore[override]
+        """Where keys of unique tasks are held: in a bucket of their own."""
+        return _UniqueKeys(self)
+
     async def set_results(
         self,
         results: Mapping[str, TaskiqResult[Any]],
@@ -210,3 +228,124 @@ class NATSObjectStoreResultBackend(
         finally:
             if not self.nats_client.is_closed:
                 await subscription.unsubscribe()
+
+
+class _Holder(NamedTuple):
+    """Who holds a key.
+
+    :ivar revision: of what the bucket has of it.
+    :ivar ends: when the key is free, in seconds since the epoch.
+    """
+
+    revision: int
+    token: str
+    ends: float
+
+
+class _UniqueKeys(UniqueStore):
+    """Keys of unique tasks in a bucket of keys and values, made when it is needed.
+
+    Each write is for the revision that was read. The clocks of the processes tell the
+    time. What is released is removed, and leaves no marker.
+    """
+
+    def __init__(self, results: NATSObjectStoreResultBackend[Any]) -> None:
+        self._results: Any = results
+        self._opening: asyncio.Task[Any] | None = None
+
+    async def claim(self, claim: Claim) -> str:
+        """Take a key if nobody holds it: one round trip if nobody ever has.
+
+        :raises ValueError: when it is to be held for longer than the server keeps it.
+        """
+        if claim.ttl > _LONGEST_HOLD:
+            raise ValueError(
+                f"on NATS unique_ttl must be at most {_LONGEST_HOLD} s, not {claim.ttl}"
+            )
+        bucket, name = await self._bucket(), _name(claim.key)
+        for _ in range(_MOST_LOOKS):
+            try:
+                await bucket.create(name, _value(claim))
+            except KeyWrongLastSequenceError:
+                holder = await _look(bucket, name)
+                if holder is None:
+                    continue
+                if holder.ends > time.time():
+                    return holder.token
+                if not await _update(bucket, name, claim, holder):
+                    continue
+            return claim.token
+        raise RuntimeError(f"the key {claim.key} changes all the time")
+
+    async def renew(self, claim: Claim) -> None:
+        """Hold a key on if it is held under this token."""
+        bucket, name = await self._bucket(), _name(claim.key)
+        for _ in range(_MOST_LOOKS):
+            holder = await _look(bucket, name)
+            if holder is None or holder.token != claim.token:
+                return
+            if await _update(bucket, name, claim, holder):
+                return
+
+    async def release(self, key: str, token: str) -> None:
+        """Let go of a key if it is held under this token."""
+        bucket, name = await self._bucket(), _name(key)
+        for _ in range(_MOST_LOOKS):
+            holder = await _look(bucket, name)
+            if holder is None or holder.token != token:
+                return
+            # Of this key, up to what was seen: not what was written since.
+            await self._results.nats_jetstream.purge_stream(
+                f"KV_{self._bucket_name}",
+                seq=holder.revision + 1,
+                subject=f"$KV.{self._bucket_name}.{name}",
+            )
+
+    @property
+    def _bucket_name(self) -> str:
+        return f"{self._results.bucket_name}-unique"
+
+    async def _bucket(self) -> Any:
+        """Open the bucket, once for all who ask."""
+        if self._opening is None or _has_failed(self._opening):
+            self._opening = asyncio.ensure_future(self._open())
+        return await asyncio.shield(self._opening)
+
+    async def _open(self) -> Any:
+        jetstream = self._results.nats_jetstream
+        try:
+            return await jetstream.key_value(self._bucket_name)
+        except BucketNotFoundError:
+            config = KeyValueConfig(self._bucket_name, ttl=_LONGEST_HOLD)
+            return await jetstream.create_key_value(config)
+
+
+def _has_failed(opening: asyncio.Task[Any]) -> bool:
+    return opening.done() and (opening.cancelled() or opening.exception() is not None)
+
+
+def _name(key: str) -> str:
+    """Name the key in the bucket, where not all characters may be."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _value(claim: Claim) -> bytes:
+    return json.dumps([claim.token, time.time() + claim.ttl]).encode()
+
+
+async def _look(bucket: Any, name: str) -> _Holder | None:
+    try:
+        entry = await bucket.get(name)
+    except KeyNotFoundError:  # or deleted by hand
+        return None
+    token, ends = json.loads(entry.value)
+    return _Holder(entry.revision, token, ends)
+
+
+async def _update(bucket: Any, name: str, claim: Claim, holder: _Holder) -> bool:
+    """Hold a key that is as it was seen; says whether it was."""
+    try:
+        await bucket.update(name, _value(claim), last=holder.revision)
+    except KeyWrongLastSequenceError:
+        return False
+    return True

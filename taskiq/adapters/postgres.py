@@ -13,7 +13,6 @@ The classes, their arguments, the tables and what is in them are those of
 from __future__ import annotations
 
 import asyncio
-import heapq
 import inspect
 import json
 import logging
@@ -223,6 +222,16 @@ ON CONFLICT (key) DO UPDATE SET
     ends = CASE WHEN held.ends > now() THEN held.ends ELSE EXCLUDED.ends END
 RETURNING key, token
 """
+_RENEW_UNIQUE: Final = """
+WITH held AS (
+    SELECT stored.key, given.ttl FROM {table}_unique AS stored
+    JOIN unnest($1::text[], $2::text[], $3::float8[]) AS given (key, token, ttl)
+        ON stored.key = given.key AND stored.token = given.token
+    ORDER BY stored.key FOR UPDATE OF stored
+)
+UPDATE {table}_unique AS stored SET ends = now() + make_interval(secs => held.ttl)
+FROM held WHERE stored.key = held.key
+"""
 _RELEASE: Final = """
 WITH held AS (
     SELECT stored.key FROM {table}_unique AS stored
@@ -391,16 +400,21 @@ class AsyncpgBroker(plugin.AsyncpgBroker):
                 while messages:
                     yield messages.popleft()
                 if taking.was_all():
-                    await self._wait_for(notifications, self._acks.until_return())
+                    await self._wait_for(notifications)
         finally:
             await cancel_all([renewing])
             await taking.give_back(messages)
 
-    async def _wait_for(self, notifications: Any, longest: float) -> None:
+    async def _wait_for(self, notifications: Any) -> None:
         await self._listen_again()
-        pause = min(_LONGEST_PAUSE, self.idle_timeout / 3000, longest)
+        pause = min(_LONGEST_PAUSE, self.idle_timeout / 3000)
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(notifications.get(), pause)
+
+    def _wake(self) -> None:
+        """Let who listens look for messages now, as if one was announced."""
+        notifications: Any = self._queue  # filled by the plugin
+        notifications.put_nowait("")
 
     async def _listen_again(self) -> None:
         """Replace a lost connection; until then messages are found by looking."""
@@ -430,8 +444,7 @@ class _Acks:
         self._fetch = broker._fetch  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
         self._channel = broker.channel_name
         self._group = GroupCommit(self._ack)
-        # When messages come back that were given back, by the loop's clock.
-        self._returns: list[float] = []
+        self._wake = broker._wake  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
 
     async def ack_one(self, lease: _Lease) -> None:
         """Acknowledge a message, with others that are acknowledged meanwhile."""
@@ -446,21 +459,8 @@ class _Acks:
             await self._fetch(_NACK, lease.id, self._channel)
             return
         await self._fetch(_NACK_LATER, lease.id, delay)
-        now = asyncio.get_running_loop().time()
-        heapq.heappush(self._returns, now + delay)
-
-    def until_return(self) -> float:
-        """Give the seconds until the next message that was given back is due.
-
-        What is due now is told once: it may be so since the last look.
-        """
-        if not self._returns:
-            return math.inf
         # It is not to be missed by the last digits of either clock.
-        left = self._returns[0] + _A_LITTLE - asyncio.get_running_loop().time()
-        if left <= 0:
-            heapq.heappop(self._returns)
-        return max(left, 0.0)
+        asyncio.get_running_loop().call_later(delay + _A_LITTLE, self._wake)
 
     async def ack(
         self,
@@ -772,6 +772,14 @@ class _UniqueKeys(GroupedUniqueKeys):
         columns = [list(column) for column in zip(*held, strict=True)]
         await self._fetch(_RELEASE, *columns)
         return [None] * len(held)
+
+    async def _renew_many(self, claims: Sequence[Claim]) -> Sequence[Any]:
+        return await in_chunks(partial(_in_statements, self._renew_all), claims)
+
+    async def _renew_all(self, claims: Sequence[Claim]) -> list[Any]:
+        columns = [list(column) for column in zip(*claims, strict=True)]
+        await self._fetch(_RENEW_UNIQUE, *columns)
+        return [None] * len(claims)
 
     async def _forget_ended(self) -> None:
         now = time.monotonic()

@@ -33,6 +33,7 @@ from taskiq.adapters._results import GroupedResults, ToldResults
 from taskiq.adapters._unique import GroupedUniqueKeys
 from taskiq.bulk import GroupCommit, cancel_all
 from taskiq.models import maker_of
+from taskiq.rates import LATENESS, RateStore, Turns
 
 try:
     import redis.asyncio as client
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from taskiq.message import BrokerMessage
+    from taskiq.rates import Request
     from taskiq.unique import Claim, UniqueStore
 
 __all__ = [
@@ -89,10 +91,39 @@ if holder then return holder end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return ARGV[1]
 """
+#: Holds a key on that is held under this token.
+_RENEW: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
 #: Lets go of a key that is held under this token.
 _RELEASE: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0
+"""
+#: Reserves turns of a task, by the clock of the server, in microseconds. The key has
+#: the moment of the turn after them, the theoretical arrival time of the Generic Cell
+#: Rate Algorithm (ITU-T I.371). Whole numbers as text: Lua would round them.
+_RESERVE: Final = """
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+local interval, count = tonumber(ARGV[1]), tonumber(ARGV[2])
+local first = tonumber(redis.call('GET', KEYS[1]) or 0)
+if ARGV[3] ~= '' then
+    first = math.max(first, now - tonumber(ARGV[3]) + interval)
+end
+if now - first > tonumber(ARGV[4]) then first = now end
+local after = string.format('%.0f', first + count * interval)
+local milliseconds = math.ceil((tonumber(after) - now) / 1000) + 1000
+redis.call('SET', KEYS[1], after, 'PX', string.format('%.0f', milliseconds))
+return {string.format('%.0f', first - now), after}
+"""
+#: Takes turns back, if nobody has reserved something after them.
+_GIVE_BACK: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local before = string.format('%.0f', tonumber(ARGV[1]) - tonumber(ARGV[2]))
+redis.call('SET', KEYS[1], before, 'KEEPTTL')
+return 1
 """
 
 
@@ -164,6 +195,11 @@ class _Broker(AsyncBroker):
         :param messages: queues and what is sent there.
         :returns: each command and the numbers of the messages it sends.
         """
+
+    @cached_property
+    def rate_store(self) -> RateStore:  # type: ignore[override]
+        """Where calls of tasks with a rate are counted: of those of this queue."""
+        return _Rates(self._redis, lambda name: f"taskiq-rate:{self.queue_name}:{name}")
 
     @cached_property
     def _sends(self) -> GroupCommit[BrokerMessage, None]:
@@ -351,11 +387,12 @@ class _StreamBroker(_Broker):
         entries: Iterable[tuple[Any, Any]],
     ) -> list[_StreamMessage]:
         held, lease = self._held, self.idle_timeout / 1000
+        ack = held.ack_one  # one bound method for all of them
         return [
             _stream_message(
                 {
                     "data": fields[b"data"],
-                    "ack": partial(held.ack_one, (stream, entry_id)),
+                    "ack": partial(ack, (stream, entry_id)),
                     "ack_group": held,
                     "nack": None,
                     "nack_delays": False,
@@ -605,6 +642,16 @@ class _Abandoned:
 class _Results(GroupedResults[_ReturnType]):
     """What stores and reads many results in one round trip."""
 
+    @cached_property
+    def rate_store(self) -> RateStore:  # type: ignore[override]
+        """Where calls of tasks with a rate are counted, if the broker has no store."""
+        return _Rates(self._redis, lambda name: self._task_name(f"taskiq-rate:{name}"))
+
+    @cached_property
+    def unique_store(self) -> UniqueStore:  # type: ignore[override]
+        """Where keys of unique tasks are held: beside the results."""
+        return _UniqueKeys(self)
+
     # What the plugin keeps of its arguments.
     keep_results: bool
     result_ex_time: int | None
@@ -684,11 +731,6 @@ class _ToldResults(ToldResults[_ReturnType], _Results[_ReturnType]):
     def abort_store(self) -> AbortStore:  # type: ignore[override]
         """Where marks of aborted messages are kept: beside the results."""
         return _Aborts(self)
-
-    @cached_property
-    def unique_store(self) -> UniqueStore:  # type: ignore[override]
-        """Where keys of unique tasks are held: beside the results."""
-        return _UniqueKeys(self)
 
     @property
     def _channel(self) -> str:
@@ -793,9 +835,12 @@ class _Aborts(AbortStore):
 
 
 class _UniqueKeys(GroupedUniqueKeys):
-    """Keys of unique tasks as keys that expire, by the clock of the server."""
+    """Keys of unique tasks as keys that expire, by the clock of the server.
 
-    def __init__(self, results: _ToldResults[Any]) -> None:
+    Each command is for one key: on a cluster they go to the server that has it.
+    """
+
+    def __init__(self, results: _Results[Any]) -> None:
         super().__init__()
         self._results = results
 
@@ -811,7 +856,7 @@ class _UniqueKeys(GroupedUniqueKeys):
             for key, token, ttl in claims
         ]
         return [
-            reply.decode() if isinstance(reply, bytes) else reply
+            reply if isinstance(reply, Exception) else _as_text(reply)
             for reply in await self._run(commands)
         ]
 
@@ -826,12 +871,67 @@ class _UniqueKeys(GroupedUniqueKeys):
         )
         return [_error(reply) for reply in replies]
 
+    async def _renew_many(self, claims: Sequence[Claim]) -> Sequence[Any]:
+        return await in_chunks(
+            self._renew_chunk, claims, lambda claim: _size_of_text(claim.token)
+        )
+
+    async def _renew_chunk(self, claims: Sequence[Claim]) -> list[Any]:
+        replies = await self._run(
+            [
+                ("EVAL", _RENEW, 1, self._name(key), token, max(int(ttl * 1000), 1))
+                for key, token, ttl in claims
+            ],
+        )
+        return [_error(reply) for reply in replies]
+
     async def _run(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         async with self._results._redis() as redis:  # noqa: SLF001 - part of it
             return await _pipelined(redis, commands)
 
     def _name(self, key: str) -> str:
         return self._results._task_name(f"taskiq-unique:{key}")  # noqa: SLF001
+
+
+class _Rates(RateStore):
+    """The next turn of each task, by the clock of the server.
+
+    :param redis: gives a client.
+    :param name: names the key of a task.
+    """
+
+    def __init__(
+        self,
+        redis: Callable[[], AbstractAsyncContextManager[Any]],
+        name: Callable[[str], str],
+    ) -> None:
+        self._redis = redis
+        self._name = name
+
+    async def reserve(self, request: Request) -> Turns:
+        """Reserve turns in one round trip."""
+        started = "" if request.started is None else _microseconds(request.started)
+        interval, lateness = map(_microseconds, (request.interval, LATENESS))
+        key = self._name(request.task_name)
+        arguments = (key, interval, request.turns, started, lateness)
+        async with self._redis() as redis:
+            wait, mark = await redis.execute_command("EVAL", _RESERVE, 1, *arguments)
+        return Turns(int(wait) / 1e6, _as_text(mark))
+
+    async def give_back(self, request: Request, mark: str) -> None:
+        """Take turns back in one round trip."""
+        key = self._name(request.task_name)
+        length = _microseconds(request.turns * request.interval)
+        async with self._redis() as redis:
+            await redis.execute_command("EVAL", _GIVE_BACK, 1, key, mark, length)
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:.3f}"
+
+
+def _as_text(reply: str | bytes) -> str:
+    return reply.decode() if isinstance(reply, bytes) else reply
 
 
 # -- One server -------------------------------------------------------------------

@@ -25,19 +25,12 @@ class SharedDeadLetters(ABC):
     def __init__(self, broker: Any, queue: str) -> None:
         self._broker = broker
         self.queue = queue
-        self._puts = GroupCommit(self._put_each)
+        self._puts = GroupCommit(self._put_all)
 
-    async def put(self, letter: DeadLetter) -> None:
-        """Keep one more letter, with others that come meanwhile."""
-        await self._puts.submit(letter)
-
-    async def _put_each(
-        self,
-        letters: Sequence[DeadLetter],
-    ) -> list[Exception | None]:
-        answers = await self._put_all(letters)
-        return [each if isinstance(each, Exception) else None for each in answers]
+    async def put(self, letter: DeadLetter) -> str:
+        """Keep one more letter, with others that come meanwhile; gives its id here."""
+        return await self._puts.submit(letter)
 
     @abstractmethod
-    async def _put_all(self, letters: Sequence[DeadLetter]) -> list[Any]:
-        """Keep letters; gives the error of each that is not known to be kept."""
+    async def _put_all(self, letters: Sequence[DeadLetter]) -> list[str | Exception]:
+        """Keep letters; gives the id of each, or why it is not known to be kept."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from taskiq.bulk import run_bounded
 from taskiq.dead_letters._shared import SharedDeadLetters
 from taskiq.dead_letters.letter import letter_of
+from taskiq.exceptions import DeadLetterNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Sequence
@@ -53,11 +54,14 @@ class JetStreamDeadLetters(SharedDeadLetters):
         finally:
             await client.close()
 
-    async def _put_all(self, letters: Sequence[DeadLetter]) -> list[Any]:
+    async def _put_all(self, letters: Sequence[DeadLetter]) -> list[str | Exception]:
         async with self._open() as context:
 
-            async def publish(letter: DeadLetter) -> None:
-                await context.publish(self.queue, letter.data, headers=letter.labels)
+            async def publish(letter: DeadLetter) -> str:
+                kept = await context.publish(
+                    self.queue, letter.data, headers=letter.labels
+                )
+                return str(kept.seq)
 
             return await run_bounded(publish, letters, 100)
 
@@ -65,7 +69,9 @@ class JetStreamDeadLetters(SharedDeadLetters):
         """Give the letters, the oldest first."""
         from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy  # noqa: PLC0415
 
-        begin = int(after) + 1 if after.isdecimal() else 1
+        if after and not after.isdecimal():
+            raise DeadLetterNotFoundError(letter_id=after, queue=self.queue)
+        begin = int(after or 0) + 1
         async with self._open() as context:
             state = (await context.stream_info(self.queue)).state
             begin = max(begin, state.first_seq)

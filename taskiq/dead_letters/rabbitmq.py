@@ -18,6 +18,7 @@ from taskiq.bulk import run_bounded
 from taskiq.dead_letters._shared import SharedDeadLetters
 from taskiq.dead_letters.letter import letter_of
 from taskiq.dead_letters.sweep import first, in_groups, raise_first
+from taskiq.exceptions import DeadLetterNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Sequence
@@ -60,12 +61,12 @@ class RabbitMQDeadLetters(SharedDeadLetters):
             )
             yield channel, queue
 
-    async def _put_all(self, letters: Sequence[DeadLetter]) -> list[Any]:
+    async def _put_all(self, letters: Sequence[DeadLetter]) -> list[str | Exception]:
         import aio_pika  # noqa: PLC0415 - of the plugin
 
         async with self._open() as (channel, _):
 
-            async def publish(letter: DeadLetter) -> None:
+            async def publish(letter: DeadLetter) -> str:
                 message = aio_pika.Message(
                     letter.data,
                     headers=dict(letter.labels),
@@ -75,6 +76,7 @@ class RabbitMQDeadLetters(SharedDeadLetters):
                 await channel.default_exchange.publish(
                     message, routing_key=self.queue, mandatory=True
                 )
+                return letter.id
 
             return await run_bounded(publish, letters, 100)
 
@@ -102,6 +104,8 @@ class RabbitMQDeadLetters(SharedDeadLetters):
                 if is_behind:
                     yield letter
                 is_behind = is_behind or letter.id == after
+        if not is_behind:
+            raise DeadLetterNotFoundError(letter_id=after, queue=self.queue)
 
     async def remove(self, ids: Collection[str]) -> int:
         """Take letters out."""

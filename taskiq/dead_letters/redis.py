@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.dead_letters._shared import SharedDeadLetters
 from taskiq.dead_letters.letter import letter_of
+from taskiq.exceptions import DeadLetterNotFoundError
 from taskiq.queues import redis_client
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 #: The field that has the bytes of the message, as in the streams of the plugin.
 _DATA: Final = "data"
+#: The ids of a stream say where an entry is, also when it is gone.
+_ID: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 #: Letters of one round trip.
 _PAGE: Final = 500
 
@@ -34,16 +38,20 @@ class RedisDeadLetters(SharedDeadLetters):
     def __init__(self, broker: Any, queue: str | None) -> None:
         super().__init__(broker, queue or f"{broker.queue_name}.dead")
 
-    async def _put_all(self, letters: Sequence[DeadLetter]) -> list[Any]:
+    async def _put_all(self, letters: Sequence[DeadLetter]) -> list[str | Exception]:
         async with redis_client(self._broker) as client:
             pipeline = client.pipeline(transaction=False)
             for letter in letters:
                 pipeline.xadd(self.queue, {**letter.labels, _DATA: letter.data})
             replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        return replies
+        return [
+            each if isinstance(each, Exception) else each.decode() for each in replies
+        ]
 
     async def read(self, after: str = "") -> AsyncGenerator[DeadLetter, None]:
         """Give the letters, the oldest first."""
+        if after and not _ID.fullmatch(after):
+            raise DeadLetterNotFoundError(letter_id=after, queue=self.queue)
         async with redis_client(self._broker) as client:
             newest = await client.xrevrange(self.queue, count=1)
             end = newest[0][0] if newest else "-"

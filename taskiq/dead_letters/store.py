@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from taskiq.exceptions import DeadLetterNotFoundError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection
 
@@ -29,9 +31,10 @@ class DeadLetterStore(Protocol):
         """Whether other processes see the same letters."""
         ...
 
-    async def put(self, letter: DeadLetter) -> None:
+    async def put(self, letter: DeadLetter) -> str | None:
         """Keep one more letter.
 
+        :returns: the id that it is read by here; `None` if that is its own.
         :raises Exception: when it is not known to be kept.
         """
         ...
@@ -44,6 +47,8 @@ class DeadLetterStore(Protocol):
         `taskiq.dead_letters.sweep.SweptStore`.
 
         :param after: the id of a letter, to begin behind it; from the first if empty.
+        :raises DeadLetterNotFoundError: there is no such letter, and its id does not
+            say where it was.
         """
         ...
 
@@ -68,14 +73,17 @@ class InMemoryDeadLetters:
     def __init__(self) -> None:
         self.letters: list[DeadLetter] = []
 
-    async def put(self, letter: DeadLetter) -> None:
+    async def put(self, letter: DeadLetter) -> str | None:
         """Keep one more letter."""
         self.letters.append(letter)
+        return letter.id
 
     async def read(self, after: str = "") -> AsyncGenerator[DeadLetter, None]:
         """Give the letters, the oldest first."""
-        ids = [letter.id for letter in self.letters]
-        begin = ids.index(after) + 1 if after in ids else 0
+        ids = ["", *(letter.id for letter in self.letters)]
+        if after not in ids:
+            raise DeadLetterNotFoundError(letter_id=after, queue=self.queue)
+        begin = ids.index(after)
         for letter in self.letters[begin:]:
             yield letter
 

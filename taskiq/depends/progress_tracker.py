@@ -6,6 +6,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from taskiq_dependencies import Depends
 
+from taskiq.chunks import sent_id
 from taskiq.context import Context
 from taskiq.message import TaskiqMessage
 from taskiq.progress import TaskProgress, TaskState
@@ -49,19 +50,20 @@ class ProgressTracker(Generic[_ProgressType]):
         :param meta: what else to tell; `None` keeps what was stored before.
         :raises pydantic.ValidationError: if the state is no string.
         """
-        first, *others = self._messages
+        # Items of one chunk have one progress.
+        first, *others = dict.fromkeys(sent_id(each) for each in self._messages)
         if not others:
-            await self._report(first.task_id, state, meta)
+            await self._report(first, state, meta)
             return
 
         slots = asyncio.Semaphore(_MAX_CONCURRENT_REPORTS)
 
-        async def report(message: TaskiqMessage) -> None:
+        async def report(task_id: str) -> None:
             async with slots:
-                await self._report(message.task_id, state, meta)
+                await self._report(task_id, state, meta)
 
         outcomes = await asyncio.gather(
-            *(report(message) for message in self._messages),
+            *(report(task_id) for task_id in (first, *others)),
             # One message that cannot be reported must not silence the others.
             return_exceptions=True,
         )
@@ -74,8 +76,8 @@ class ProgressTracker(Generic[_ProgressType]):
 
         :returns: the progress, `None` if there is none yet.
         """
-        first = self._messages[0]
-        return await self.context.broker.result_backend.get_progress(first.task_id)
+        first = sent_id(self._messages[0])
+        return await self.context.broker.result_backend.get_progress(first)
 
     @property
     def _messages(self) -> Sequence[TaskiqMessage]:

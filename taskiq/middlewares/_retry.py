@@ -14,7 +14,7 @@ from taskiq.abc.middleware import TaskiqMiddleware
 from taskiq.exceptions import DeadLetteredError, NoResultError, TaskAbortedError
 from taskiq.kicker import AsyncKicker
 from taskiq.outage import brief
-from taskiq.policies import mark_sent_again
+from taskiq.policies import MOST_DELAY, mark_sent_again
 
 if TYPE_CHECKING:
     import logging
@@ -74,15 +74,32 @@ def attempt_of(
 
     :param default_limit: what the middleware says.
     :param own_limit: what the task says where it is registered, if it does.
-    :raises ValueError: when a label that should be a number is none, or counts less
-        than no retries.
+    :raises ValueError: when a label that should be a number is none, counts less than
+        no retries, or asks for a delay that is none.
     """
+    _check_delay(labels)
     retries = _number(labels, "_retries", 0, int)
     if retries < 0:
         raise ValueError(f"Label _retries must not be negative, got {retries}")
     allowed = max(MOST_RUNS_BY_LABEL, default_limit, own_limit)
     asked_for = _number(labels, "max_retries", default_limit, int)
     return Attempt(number=retries + 1, limit=min(asked_for, allowed))
+
+
+def _check_delay(labels: Mapping[str, Any]) -> None:
+    """Refuse a delay that a server would refuse, closing the channel of all others.
+
+    What is no number is left to whoever gave the label a meaning of its own.
+    """
+    try:
+        delay = float(labels.get("delay", 0))
+    except (OverflowError, TypeError, ValueError):
+        return
+    if not 0 <= delay <= MOST_DELAY:
+        raise ValueError(
+            f"Label delay must be a number of seconds from 0 to {MOST_DELAY}, "
+            f"got {labels['delay']!r}",
+        )
 
 
 def is_enabled(labels: Mapping[str, Any], default: bool) -> bool:

@@ -12,14 +12,14 @@ import logging
 import os
 import sys
 import time
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from taskiq import __version__
 from taskiq.abc.middleware import TaskiqMiddleware
 from taskiq.batch import BatchConfig
+from taskiq.chunks import INDEX_LABEL, sent_id
 from taskiq.exceptions import NoResultError
 from taskiq.middlewares._retry import RetryMiddleware, attempt_of, is_enabled
-from taskiq.policies import Action
 
 try:
     import psutil  # type: ignore[import-untyped] # it comes without type hints
@@ -171,14 +171,15 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
         meter: Meter | None = None,
     ) -> None:
         super().__init__()
+        ours = version("taskiq")
         self._tracer = tracer or get_tracer(
             __name__,
-            __version__,
+            ours,
             tracer_provider,
             _SCHEMA_URL,
         )
         self._create_metrics(
-            meter or get_meter(__name__, __version__, meter_provider, _SCHEMA_URL),
+            meter or get_meter(__name__, ours, meter_provider, _SCHEMA_URL),
         )
         self._process = psutil.Process()
         # Executions of batch tasks: their hooks run in asyncio tasks of their own, so
@@ -376,13 +377,8 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
             _record_failure(span, exception, is_retried=_may_be_retried(message))
 
     def on_ending(self, message: TaskiqMessage | None, ending: Ending) -> None:
-        """Tell the span of an execution that its message is given back or dead.
-
-        A failure that is acknowledged is the exception of its span, and one that is
-        sent again has its attribute.
-        """
-        is_told = ending.action in {Action.GIVE_BACK, Action.DEAD_LETTER}
-        stored = self._stored(message) if message is not None and is_told else None
+        """Tell the span of an execution what becomes of its message, which failed."""
+        stored = None if message is None else self._stored(message)
         if stored is None:
             return
         told: dict[str, str | int] = {
@@ -448,7 +444,7 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
         stored = retrieve_context(message, is_publish=is_publish)
         if stored is not None:
             return stored
-        found = find_open_span(message.task_id, is_publish=is_publish)
+        found = find_open_span(sent_id(message), is_publish=is_publish)
         if found is None and not is_publish:
             found = self._members.get(_key(message))
         return None if found is None else (found.span, found, found.token)
@@ -489,7 +485,7 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
 
     def on_batch_start(self, batch: BatchInfo) -> None:
         """Open the span of a batch call, current in the function of the task."""
-        members = self._open_members(batch)
+        members = self._open_members(batch.messages)
         size = len(batch.messages)
         span = self._tracer.start_span(
             f"batch/{batch.task_name}",
@@ -510,6 +506,10 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
             member.span.set_attribute("taskiq.batch.id", batch.batch_id)
             member.span.add_link(span.get_span_context())
             self._leave_buffer(member)
+        # A chunk is not over with the batches that its items are in.
+        alone = [each for each in batch.messages if INDEX_LABEL not in each.labels]
+        if len(alone) < size:
+            members = self._open_members(alone)
         OpenBatch(batch.batch_id, span, members, self._lose_execution).enter()
         attributes = {"task_name": batch.task_name}
         self.batch_size.record(size, attributes)
@@ -554,14 +554,16 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
         # The gauges cannot be unregistered. Without a broker they report nothing.
         self.broker = None  # type: ignore[assignment] # as before `set_broker`
 
-    def _open_members(self, batch: BatchInfo) -> list[OpenSpan]:
-        stored = [self._stored(message) for message in batch.messages]
+    def _open_members(self, messages: Sequence[TaskiqMessage]) -> list[OpenSpan]:
+        stored = [self._stored(message) for message in messages]
         activations = [each[1] for each in stored if each is not None]
-        return [
-            each
+        # Items of one chunk share its span.
+        members = {
+            id(each): each
             for each in activations
             if isinstance(each, OpenSpan) and not each.is_ended
-        ]
+        }
+        return list(members.values())
 
     def _is_for_batch(self, message: TaskiqMessage) -> bool:
         broker: Any = self.broker
@@ -615,7 +617,7 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
 
 
 def _key(message: TaskiqMessage) -> tuple[str, str]:
-    return message.task_name, message.task_id
+    return message.task_name, sent_id(message)
 
 
 def _link_to(member: OpenSpan) -> Link:

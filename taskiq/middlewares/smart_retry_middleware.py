@@ -8,6 +8,7 @@ from logging import getLogger
 from typing import TYPE_CHECKING, Any
 
 from taskiq.abc.schedule_source import ScheduleSource
+from taskiq.capabilities import delay_label
 from taskiq.middlewares._retry import (
     BASE_DELAY_LABEL,
     RetryMiddleware,
@@ -102,7 +103,7 @@ class SmartRetryMiddleware(RetryMiddleware):
         :param delay: seconds it has to wait.
         """
         if self.schedule_source is None:
-            kicker.with_labels(delay=_whole_if_it_is(delay))
+            kicker.with_labels(delay=delay_label(kicker.broker, float(delay)))
             await kicker.kiq(*message.args, **message.kwargs)
         else:
             await kicker.schedule_by_time(
@@ -133,9 +134,3 @@ class SmartRetryMiddleware(RetryMiddleware):
             # the base each delay would be computed from the last one.
             kicker.with_labels(**{BASE_DELAY_LABEL: base})
         await self.on_send(kicker, message, delay)
-
-
-def _whole_if_it_is(seconds: float) -> float:
-    """Make an int of whole seconds: some brokers take nothing else for a delay."""
-    whole = float(seconds).is_integer()
-    return int(seconds) if whole else seconds

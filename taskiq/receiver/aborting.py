@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from taskiq.aborts import store_of
 from taskiq.acks import AcknowledgeType
 from taskiq.bulk import GroupCommit, cancel_all
+from taskiq.chunks import sent_id
 from taskiq.context import BatchContext
 from taskiq.exceptions import TaskAbortedError
 from taskiq.outcome import Failed
@@ -114,7 +115,7 @@ class Aborting:
     def outcome_of(self, members: Sequence[Delivery]) -> Outcome | None:
         """Say that an item was aborted: each of the messages that it stands for."""
         for member in members:
-            if member.message.task_id not in self._aborts:
+            if sent_id(member.message) not in self._aborts:
                 return None
         return abort(members[0])
 
@@ -142,7 +143,10 @@ class Aborting:
                 steps.interrupt_for(TaskAbortedError(task_id=task_id))
         runtime = self._runtime
         for member in runtime.batcher.unsealed():
-            if member.message.task_id in heard and runtime.batcher.withdraw(member):
+            if sent_id(member.message) in heard and runtime.batcher.withdraw(member):
+                if member.is_part:
+                    runtime.chunks.abort(member)
+                    continue
                 runtime.redeliveries.let_go([member])
                 member.move(MessageState.SETTLING)
                 work = self._settle(member)
@@ -153,7 +157,7 @@ class Aborting:
         context = call.context
         if not isinstance(context, BatchContext):
             return context.message.task_id in heard
-        ids = [message.task_id for message in context.all_messages]
+        ids = [sent_id(message) for message in context.all_messages]
         return any(each in heard for each in ids) and all(
             each in self._aborts for each in ids
         )

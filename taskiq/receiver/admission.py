@@ -13,6 +13,7 @@ from taskiq.message import TaskiqMessage
 from taskiq.outcome import Failed
 from taskiq.policies import Reason, is_over
 from taskiq.receiver.containment import attempt, call_hook, in_context
+from taskiq.receiver.deliveries import counted
 from taskiq.receiver.failures import log_unparsable
 
 if TYPE_CHECKING:
@@ -76,10 +77,12 @@ class Admission:
         delivery.function = task.original_func
         delivery.ack_type = self._receiver.ack_time
         delivery.task = prepared = self._tasks.of(task)
-        if prepared is not None and prepared.is_held:
+        if prepared is not None and prepared.is_special:
+            if prepared.unique_ttl is not None:
+                self._settlement.unique_keys.hold(delivery, prepared.unique_ttl)
             delivery.is_paced = prepared.rate is not None
-            delivery.is_batched = not delivery.is_paced
-            if delivery.is_paced:
+            delivery.is_batched = prepared.plan is not None
+            if not delivery.is_batched:
                 return
             if delivery.controller is not _NOT_ACKABLE and isinstance(data, bytes):
                 delivery.fingerprint = hash(data)
@@ -165,7 +168,7 @@ class Admission:
     async def _check_limit(self, delivery: Delivery, limit: int) -> Failed | None:
         """Keep a message from being run that was delivered too often."""
         deliveries = await self._settlement.endings.count_of(delivery)
-        if not is_over(limit, deliveries):
+        if deliveries is None or not is_over(limit, counted(delivery, deliveries)):
             return None
         delivery.reason = Reason.MAX_DELIVERIES
         return Failed(MaxDeliveriesError(deliveries=deliveries, most=limit))

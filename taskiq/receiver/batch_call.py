@@ -19,7 +19,7 @@ from taskiq.receiver.failures import log_culprits, log_failure
 from taskiq.receiver.isolation import Isolation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.batch import BatchInfo
@@ -34,6 +34,7 @@ class BatchCall:
     """The calls one batch comes down to: a single one, unless culprits are isolated.
 
     :param members: the messages of the batch.
+    :param turn: waits until one more call may start.
     :ivar extra_calls: how many calls were made beyond the first.
     :ivar seconds: how long all calls took together.
     """
@@ -44,8 +45,10 @@ class BatchCall:
         execution: Execution,
         info: BatchInfo,
         members: Sequence[Delivery],
+        turn: Callable[[], Awaitable[None]],
         aborting: Aborting | None = None,
     ) -> None:
+        self._turn = turn
         self._broker = broker
         self._execution = execution
         self._info = info
@@ -196,12 +199,16 @@ class BatchCall:
         """
         first, info = passed[0], self._info
         assert first.task is not None  # noqa: S101 - it was placed
+        # Items of a chunk have theirs in common, with those of its other calls.
+        rest = attempt(first.rest.copied) if first.is_part else first.rest
+        if isinstance(rest, Failed):
+            return [None] * len(passed), rest.error
         context = BatchContext(passed, self._broker, info.batch_id, info.flush_reason)
         call = Call(
             first.task,
             first.function,
-            ([member.item for member in passed], *first.rest.args),
-            first.rest.kwargs,
+            ([member.item for member in passed], *rest.args),
+            rest.kwargs,
             context,
             first.timeout,
         )
@@ -259,6 +266,7 @@ class BatchCall:
         )
         isolation = Isolation(len(suspects), error)
         while called := [suspects[index] for index in isolation.next_call()]:
+            await self._turn()
             results, failure = await self._call([passed[index] for index in called])
             for index, result in zip(called, results, strict=True):
                 outcomes[index] = result

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from taskiq.batch import BatchInfo, FlushReason
 from taskiq.hooks import hooks_of
 from taskiq.receiver.batch_call import BatchCall
+from taskiq.receiver.casualties import shared
 from taskiq.receiver.containment import run_hooks
 from taskiq.receiver.diagnosis import describe_batch, log_batch
 from taskiq.receiver.states import BatchState, MessageState
@@ -30,6 +31,7 @@ class BatchRun:
 
     :param runtime: what its parts are asked of.
     :ivar broker: whose messages it has.
+    :ivar is_paced: whether one more call of it waits for the rate of its task.
     """
 
     is_batched = True
@@ -38,6 +40,7 @@ class BatchRun:
         self.broker: object = runtime.broker
         self._runtime = runtime
         self._batch = batch
+        self.is_paced = False
         self._members = list(batch.members)
         self._name = ""
         self._waited = runtime.clock.time() - batch.opened_at
@@ -69,15 +72,34 @@ class BatchRun:
             await self._run_together(self._members, is_last=True)
             return
         parts = await counting.parts(self._members, self._batch.lane.config.size)
-        for number, part in enumerate(parts, 1):
+        for number, (members, turn) in enumerate(parts, 1):
             if len(parts) > 1:
-                self._info = self._info_of(part)
-            if not await self._run_together(part, is_last=number == len(parts)):
-                return
+                self._info = self._info_of(members)
+            if number > 1:
+                await self._turn()
+            async with turn:
+                is_last = number == len(parts)
+                if not await self._run_together(members, is_last=is_last):
+                    return
 
     async def _run_together(
         self, members: Sequence[Delivery], *, is_last: bool
     ) -> bool:
+        """Note a call where its main process sees it, should this one die, and make it.
+
+        :returns: as `_call`.
+        """
+        own = shared()
+        if own is None:
+            return await self._call(members, is_last=is_last)
+        ids = [member.message.task_id for member in members]
+        noted = own.running.begin(self._info.task_name, ids)
+        try:
+            return await self._call(members, is_last=is_last)
+        finally:
+            own.running.end(noted)
+
+    async def _call(self, members: Sequence[Delivery], *, is_last: bool) -> bool:
         """Make one call and settle its messages.
 
         :returns: whether it was begun: not once the time to stop is over.
@@ -94,6 +116,7 @@ class BatchRun:
             runtime.receiver.execution,
             self._info,
             members,
+            self._turn,
             runtime.aborting,
         )
         outcomes = await call.run()
@@ -103,6 +126,9 @@ class BatchRun:
             self._info = replace(self._info, isolation_calls=call.extra_calls)
         await self._settle(members, outcomes, call.seconds)
         return True
+
+    async def _turn(self) -> None:
+        await self._runtime.turn_to_call_again(self, self._batch)
 
     async def _settle(
         self,
@@ -115,6 +141,8 @@ class BatchRun:
         log_batch(self._info, outcomes, seconds)
         if hooks_of(self._runtime.broker).on_batch_end:
             await self._run_hooks("on_batch_end", results)
+        if self._runtime.chunks.count:
+            members = self._runtime.chunks.take_results(members, seconds)
         wanted = [
             member
             for member in members

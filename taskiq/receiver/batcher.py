@@ -21,11 +21,13 @@ from __future__ import annotations
 
 import decimal
 import heapq
-from collections import OrderedDict
+from bisect import bisect_left
+from collections import OrderedDict, deque
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from taskiq.batch import BatcherStatistics, FlushReason
-from taskiq.rates import Pace
+from taskiq.receiver.paces import own_pace
 from taskiq.receiver.ranking import foremost
 from taskiq.receiver.states import BatchState, Holder, Unit
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from taskiq.batch import BatchConfig
     from taskiq.clock import Alarm, Clock
+    from taskiq.receiver.paces import AnyPace, MakePace
 
 #: Least seconds a message waits for room before one more is read meanwhile: what a
 #: process holds must not grow by more than one message a second.
@@ -42,6 +45,11 @@ _LEAST_PATIENCE: Final = 1.0
 _SETTLING: Final = BatchState.SETTLING
 _SETTLED: Final = BatchState.SETTLED
 _UNSEALED: Final = frozenset({BatchState.FILLING, BatchState.DUE, BatchState.FULL})
+
+#: How many groups stand in line for nothing at least, before they are taken out.
+_SPARE: Final = 16
+
+_by_sequence: Final = attrgetter("sequence")
 
 #: Adds weights exactly, whatever their digits.
 _EXACT: Final = decimal.Context(prec=700)
@@ -76,8 +84,11 @@ class Member(Protocol):
     def waits(self) -> None:
         """Learn that there is no room for it yet."""
 
-    def parks(self) -> None:
-        """Learn that it has waited for long: others are to be read meanwhile."""
+    def parks(self) -> bool | None:
+        """Learn that it has waited for long: others are to be read meanwhile.
+
+        :returns: `True` if that lets nobody be read: the next one is told as well.
+        """
 
 
 _Member = TypeVar("_Member", bound=Member)
@@ -99,7 +110,7 @@ class Group(Generic[_Member]):
         self.hash = key_hash
         # The batch it fills. One that is full or taken has left.
         self.open: Batch[_Member] | None = None
-        # Its batches with a reason to leave, in order of arrival.
+        # Its batches with a reason to leave, in the order they were opened.
         self.queue: list[Batch[_Member]] = []
         # Members that wait for room, and calls that have not ended.
         self.waiting = 0
@@ -118,6 +129,7 @@ class Batch(Holder, Generic[_Member]):
         "__weakref__",
         "alarm",
         "group",
+        "is_lowered",
         "joined_at",
         "lane",
         "members",
@@ -145,8 +157,9 @@ class Batch(Holder, Generic[_Member]):
         self.turn = sequence
         self.opened_at = opened_at
         self.joined_at = opened_at
-        # The highest one of its members.
+        # The highest one of its members, unless one of that has left it.
         self.priority = lane.priority
+        self.is_lowered = False
         # A dict, to take one out of ten thousand at once. In order.
         self.members: dict[_Member, None] = {}
         self.weight: int | decimal.Decimal = 0
@@ -180,6 +193,16 @@ class Batch(Holder, Generic[_Member]):
         if self.priority != self.lane.priority:
             self.lane.is_mixed = True
 
+    def highest_priority(self) -> float:
+        """Give the highest priority of its members.
+
+        It is looked for where it is asked, not for each member that is withdrawn.
+        """
+        if self.is_lowered:
+            self.is_lowered = False
+            self.priority = max(member.priority for member in self.members)
+        return self.priority
+
     def release(self) -> None:
         """Take the place of one member back, and admit who waits for it."""
         lane = self.lane
@@ -204,6 +227,7 @@ class Lane(Generic[_Member]):
     """What is held for one task. A lane lives while it holds a member."""
 
     __slots__ = (
+        "again",
         "alarm",
         "batcher",
         "buffered",
@@ -219,6 +243,7 @@ class Lane(Generic[_Member]):
         "running",
         "settling",
         "start_alarm",
+        "turns",
         "waiting",
     )
 
@@ -227,7 +252,7 @@ class Lane(Generic[_Member]):
         batcher: Batcher[_Member],
         owner: Hashable,
         config: BatchConfig,
-        pace: Pace | None,
+        pace: AnyPace | None,
     ) -> None:
         self.batcher = batcher
         self.owner = owner
@@ -241,9 +266,11 @@ class Lane(Generic[_Member]):
         self.groups: dict[int, list[Group[_Member]]] = {}
         # The batch each group is filling, in the order they were opened.
         self.open: dict[Group[_Member], Batch[_Member]] = {}
-        # The first due batch of each group under its turn, a heap: the lowest turn is
-        # next. An entry is out of date when its batch was given a later turn since.
-        self.due: list[tuple[int, Batch[_Member]]] = []
+        # The groups that have a due batch.
+        self.due: dict[Group[_Member], None] = {}
+        # The same under the turn of their first one, a heap: the lowest turn is next.
+        # An entry is out of date when its group has a later turn, or no due batch.
+        self.turns: list[tuple[int, Group[_Member]]] = []
         # Members beyond `max_buffered`, in order of arrival; `True` for those parked.
         # The first of a plain dict is found behind all that were taken out before it.
         self.waiting: OrderedDict[_Member, bool] = OrderedDict()
@@ -251,7 +278,9 @@ class Lane(Generic[_Member]):
         self.alarm: Alarm | None = None
         # When its next call may start, `None` for no rate.
         self.pace = pace
-        # Armed exactly while a batch is due and it is not the moment for a call.
+        # Calls beyond the first of batches that run: each goes before a due batch.
+        self.again: deque[Callable[[], object]] = deque()
+        # Armed exactly while a call waits and it is not its moment.
         self.start_alarm: Alarm | None = None
         # Admitted and not yet settled: the number `max_buffered` bounds.
         self.buffered = 0
@@ -267,6 +296,12 @@ class Lane(Generic[_Member]):
         return (limit is None or self.running < limit) and self.start_alarm is None
 
     @property
+    def calls_waiting(self) -> int:
+        """At least how many calls have a reason to start; 0 for none."""
+        own = len(self.first_in_turn().group.queue) - 1 if self.due else 0
+        return len(self.due) + own + len(self.again)
+
+    @property
     def is_ranked(self) -> bool:
         """Whether its batches may have another priority than those of other lanes."""
         return self.is_mixed or self.priority != 0
@@ -278,11 +313,28 @@ class Lane(Generic[_Member]):
 
     def first_in_turn(self) -> Batch[_Member]:
         """Give the due batch with the lowest turn; there has to be one."""
-        turn, batch = self.due[0]
-        while turn != batch.turn:
-            heapq.heapreplace(self.due, (batch.turn, batch))
-            turn, batch = self.due[0]
-        return batch
+        turn, group = self.turns[0]
+        while not group.queue or turn != group.queue[0].turn:
+            if group.queue:
+                heapq.heapreplace(self.turns, (group.queue[0].turn, group))
+            else:
+                heapq.heappop(self.turns)
+            turn, group = self.turns[0]
+        return group.queue[0]
+
+    def line_up(self, group: Group[_Member]) -> None:
+        """Have a group in line whose first batch has fallen due."""
+        self.due[group] = None
+        heapq.heappush(self.turns, (group.queue[0].turn, group))
+        if len(self.turns) > 2 * len(self.due) + _SPARE:
+            self.turns = [(each.queue[0].turn, each) for each in self.due]
+            heapq.heapify(self.turns)
+
+    def leave_line(self, group: Group[_Member]) -> None:
+        """Have a group in line no more: it has no due batch."""
+        del self.due[group]
+        if not self.due:
+            self.turns.clear()
 
     def forget(self, group: Group[_Member]) -> None:
         """Keep nothing of a group that is empty."""
@@ -305,15 +357,22 @@ class Batcher(Generic[_Member]):
     :param clock: source of time and of alarms.
     :param wake: called whenever a batch may have become ready to be taken. It must not
         call back into the batcher.
+    :param make_pace: makes the pace of an owner.
     """
 
-    def __init__(self, clock: Clock, wake: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        wake: Callable[[], object],
+        make_pace: MakePace = own_pace,
+    ) -> None:
         self._clock = clock
         self._wake = wake
+        self._make_pace = make_pace
         self._lanes: dict[Hashable, Lane[_Member]] = {}
         self._sequence = 0
         # Of owners with a rate: it holds, too, while nothing of one is held.
-        self._paces: dict[Hashable, Pace] = {}
+        self._paces: dict[Hashable, AnyPace] = {}
         # While set, a batch falls due with this reason as soon as it is opened.
         self._draining: FlushReason | None = None
 
@@ -366,8 +425,13 @@ class Batcher(Generic[_Member]):
 
     @property
     def is_paced(self) -> bool:
-        """Whether a batch is due that waits for the rate of its task."""
+        """Whether a call waits for the rate of its task."""
         return any(lane.start_alarm is not None for lane in self._lanes.values())
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether a member of an owner with a rate has been offered."""
+        return bool(self._paces)
 
     @property
     def is_empty(self) -> bool:
@@ -405,6 +469,24 @@ class Batcher(Generic[_Member]):
         batch.reason = FlushReason.MANUAL
         self._seal(batch)
         return batch
+
+    def call_again(self, batch: Batch[_Member], go: Callable[[], object]) -> None:
+        """Have a batch that runs wait for one more call, where its task has a rate.
+
+        :param go: called once, perhaps at once: it may start now. It must not call back
+            into the batcher.
+        """
+        if batch.lane.pace is None:
+            go()
+        else:
+            batch.lane.again.append(go)
+            self._keep_pace(batch.lane)
+
+    def call_no_more(self, batch: Batch[_Member], go: Callable[[], object]) -> None:
+        """Learn that the batch does not wait for that call any more."""
+        if go in batch.lane.again:
+            batch.lane.again.remove(go)
+            self._keep_pace(batch.lane)
 
     def call_ended(self, batch: Batch[_Member]) -> None:
         """Give the batch's right to run back; its members are still being settled."""
@@ -481,6 +563,7 @@ class Batcher(Generic[_Member]):
             abandoned += lane.waiting
             lane.open.clear()
             lane.due.clear()
+            lane.turns.clear()
             lane.waiting.clear()
             self._nobody_waits(lane)
             self._keep_pace(lane)
@@ -505,7 +588,7 @@ class Batcher(Generic[_Member]):
         return BatcherStatistics(
             open_groups=sum(len(lane.open) for lane in lanes),
             due_batches=sum(
-                len(batch.group.queue) for lane in lanes for _, batch in tuple(lane.due)
+                len(group.queue) for lane in lanes for group in tuple(lane.due)
             ),
             running_calls=sum(lane.running for lane in lanes),
             buffered=sum(lane.buffered for lane in lanes),
@@ -526,7 +609,7 @@ class Batcher(Generic[_Member]):
             # Open batches stand in the order they were opened; those of a group, too.
             oldest = next(iter(lane.open.values()), None)
             moments += [] if oldest is None else [oldest.opened_at]
-            moments += [batch.opened_at for _, batch in lane.due]
+            moments += [group.queue[0].opened_at for group in lane.due]
         return self._clock.time() - min(moments) if moments else None
 
     def __repr__(self) -> str:
@@ -556,8 +639,8 @@ class Batcher(Generic[_Member]):
         if lane.max_weight is not None:
             batch.weight = batch.add(-member.weight)
         if batch.members:
-            if lane.is_mixed:
-                batch.priority = max(each.priority for each in batch.members)
+            if member.priority == batch.priority:
+                batch.is_lowered = lane.is_mixed
             return
         self._disarm(batch)
         if group.open is batch:
@@ -659,18 +742,28 @@ class Batcher(Generic[_Member]):
             self._keep_pace(batch.lane)
             self._wake()
 
-    def _pace(self, owner: Hashable, rate: str) -> Pace:
+    def _pace(self, owner: Hashable, rate: str) -> AnyPace:
         pace = self._paces.get(owner)
         if pace is None:
-            pace = self._paces[owner] = Pace(rate)
+            pace = self._paces[owner] = self._make_pace(
+                owner,
+                rate,
+                lambda: self._pace_changed(owner),
+            )
         return pace
+
+    def _pace_changed(self, owner: Hashable) -> None:
+        lane = self._lanes.get(owner)
+        if lane is not None and lane.start_alarm is not None:
+            lane.start_alarm.cancel()
+            self._may_start_again(lane)
 
     def _keep_pace(self, lane: Lane[_Member]) -> None:
         """Arm the alarm for the next call of a lane, or disarm it, as things stand."""
         pace = lane.pace
         if pace is None:
             return
-        waits = bool(lane.due) and not pace.is_due(self._clock.time())
+        waits = self._waits_for_pace(lane, pace)
         if lane.start_alarm is not None and not waits:
             lane.start_alarm.cancel()
             lane.start_alarm = None
@@ -681,6 +774,20 @@ class Batcher(Generic[_Member]):
                 lambda: self._may_start_again(lane),
             )
 
+    def _waits_for_pace(self, lane: Lane[_Member], pace: AnyPace) -> bool:
+        """Whether a call of a lane waits whose moment has not come."""
+        now = self._clock.time()
+        while waiting := lane.calls_waiting:
+            pace.want(now, waiting)
+            if not pace.is_due(now):
+                return True
+            if not lane.again:
+                return False
+            pace.start(now)
+            lane.again.popleft()()
+        pace.rest()
+        return False
+
     def _may_start_again(self, lane: Lane[_Member]) -> None:
         lane.start_alarm = None
         self._keep_pace(lane)
@@ -688,19 +795,11 @@ class Batcher(Generic[_Member]):
 
     def _line_up_next(self, taken: Batch[_Member]) -> None:
         """Give the next batch of a group its turn, after all that wait already."""
-        due, queue = taken.lane.due, taken.group.queue
-        was_first = queue[0] is taken
-        queue.remove(taken)
-        self._give_turn(taken.group)
-        if not was_first:  # those before it have a lower priority
-            return
-        if due[0][1] is taken:
-            heapq.heappop(due)
-        else:
-            due[:] = [entry for entry in due if entry[1] is not taken]
-            heapq.heapify(due)
-        if queue:
-            heapq.heappush(due, (queue[0].turn, queue[0]))
+        group = taken.group
+        group.queue.remove(taken)
+        self._give_turn(group)
+        if not group.queue:
+            taken.lane.leave_line(group)
 
     def _give_turn(self, group: Group[_Member]) -> None:
         """Put the next batch of a group behind all groups that wait now."""
@@ -728,8 +827,8 @@ class Batcher(Generic[_Member]):
         for member, is_parked in lane.waiting.items():
             if not is_parked:
                 lane.waiting[member] = True
-                member.parks()
-                break
+                if not member.parks():
+                    break
 
     def _nobody_waits(self, lane: Lane[_Member]) -> None:
         if not lane.waiting and lane.alarm is not None:
@@ -767,26 +866,23 @@ def _line_up(batch: Batch[_Member]) -> None:
     queue = batch.group.queue
     queue.append(batch)
     if len(queue) == 1:
-        heapq.heappush(batch.lane.due, (batch.turn, batch))
+        batch.lane.line_up(batch.group)
 
 
 def _take_out_of_line(batch: Batch[_Member]) -> None:
     """Forget a due batch; the next one of its group has its turn."""
-    lane, queue = batch.lane, batch.group.queue
-    position = queue.index(batch)
+    queue = batch.group.queue
+    position = bisect_left(queue, batch.sequence, key=_by_sequence)
     del queue[position]
-    if position > 0:
-        return
-    lane.due[:] = [entry for entry in lane.due if entry[1] is not batch]
-    if queue:
+    if not queue:
+        batch.lane.leave_line(batch.group)
+    elif position == 0:
         queue[0].turn = batch.turn
-        lane.due.append((batch.turn, queue[0]))
-    heapq.heapify(lane.due)
 
 
 def _open_batches(lane: Lane[_Member]) -> list[Batch[_Member]]:
     """List the batches that can still be taken, the oldest first."""
-    found = {b.sequence: b for _, first in lane.due for b in first.group.queue}
+    found = {b.sequence: b for group in lane.due for b in group.queue}
     found.update((batch.sequence, batch) for batch in lane.open.values())
     return [found[sequence] for sequence in sorted(found)]
 

@@ -57,6 +57,7 @@ class Delivery(Holder):
     :ivar is_error_told: whether the `on_error` hooks have been called with it.
     :ivar reason: why it failed, if it does.
     :ivar ending: how it ends, if it failed and is not simply acknowledged.
+    :ivar unique: the key that it holds, and the token; `None` if it holds none.
     :ivar fingerprint: equal for deliveries of the same bytes; `None` where nobody
         delivers again what is not acknowledged.
 
@@ -107,8 +108,14 @@ class Delivery(Holder):
         "task_id",
         "timeout",
         "twins",
+        "unique",
         "weight",
     )
+    #: Whether it is one item of a message with many.
+    is_part = False
+    #: Its other arguments, where another item of the message had them bound.
+    bound: Rest | None = None
+
     message: TaskiqMessage
     # Of what it was, when it is over.
     name: str
@@ -140,6 +147,7 @@ class Delivery(Holder):
         self.refusal: tuple[Reason, BaseException, TaskiqMessage | None] | None = None
         self.reason = _ERROR
         self.ending: Ending | None = None
+        self.unique: tuple[str, str] | None = None
         self.context: contextvars.Context | None = None
         self.fingerprint: int | None = None
         self.twins: Sequence[Delivery] = ()
@@ -160,7 +168,7 @@ class Delivery(Holder):
         plan = task.plan
         assert plan is not None  # noqa: S101
         message = self.message
-        item, rest, timeout = plan.place(message, validate=validate)
+        item, rest, timeout = plan.place(message, validate=validate, rest=self.bound)
         self.item, self.rest, self.timeout, self.weight = item, rest, timeout, 0
         label = message.labels.get("priority")
         self.priority = (
@@ -190,9 +198,14 @@ class Delivery(Holder):
         """Wait until its task may hold one message more."""
         self.move(MessageState.WAITING)
 
-    def parks(self) -> None:
+    def parks(self) -> bool | None:
         """Wait on, and let others be read meanwhile."""
         self.move(MessageState.PARKED)
+        return None
+
+    def steps_aside(self) -> None:
+        """Wait for the rate of its task, and let others be read meanwhile."""
+        self.move(MessageState.PACED)
 
     def is_acked_at(self, moment: AcknowledgeType) -> bool:
         """Whether this is the moment to acknowledge it."""

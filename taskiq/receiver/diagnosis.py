@@ -8,8 +8,10 @@ from weakref import WeakSet
 
 from taskiq.advice import advise, batch_configs, settings_of
 from taskiq.batch import BatchConfig, BatchInfo, FlushReason
+from taskiq.chunks import INDEX_LABEL, sent_id
 from taskiq.outage import messages
 from taskiq.outcome import Failed
+from taskiq.rates import SHARE
 
 if TYPE_CHECKING:
     import asyncio
@@ -33,7 +35,9 @@ _PROMPT: Final = 0.1
 
 def describe(message: TaskiqMessage) -> str:
     """Name a message in the log and in errors."""
-    return named(message.task_name, message.task_id)
+    name = named(message.task_name, sent_id(message))
+    index = message.labels.get(INDEX_LABEL)
+    return name if index is None else f"item {index} of {name}"
 
 
 def named(task_name: str, task_id: str) -> str:
@@ -121,7 +125,12 @@ def log_batch_tasks(
     """
     configs = batch_configs(broker)
     _advise_once(broker, configs)
-    if not configs:
+    paced = [
+        name
+        for name, task in broker.get_all_tasks().items()
+        if task.rate is not None and task.batch is None
+    ]
+    if not configs and not paced:
         return
     for name, config in configs.items():
         logger.info("Task %s runs in batches: %s", name, config)
@@ -130,6 +139,7 @@ def log_batch_tasks(
     most = deliveries._value + sum(  # noqa: SLF001 - there is no public way to ask
         config.max_buffered for config in configs.values()
     )
+    most += SHARE * len(paced)
     logger.info("This process holds at most %d messages unacknowledged.", most)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from taskiq.acks import AckableMessage, AcknowledgeType
-from taskiq.capabilities import deliveries_of, equip, resolve
+from taskiq.capabilities import delay_label, deliveries_of, equip, resolve
 from taskiq.context import with_wire_labels
 from taskiq.dead_letters import DeadLetter, store_of
 from taskiq.dead_letters.origin import origin_of
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from taskiq.message import TaskiqMessage
     from taskiq.policies import FailurePolicy
     from taskiq.receiver.delivery import Delivery
+    from taskiq.receiver.unique_keys import UniqueKeys
 
 logger = logging.getLogger("taskiq.receiver.receiver")
 
@@ -55,9 +57,13 @@ class Endings:
 
     :param broker: whose messages they are.
     :param seconds: how long each step may take; `None` is no limit.
+    :param unique_keys: the keys that messages hold.
     """
 
-    def __init__(self, broker: AsyncBroker, seconds: float | None) -> None:
+    def __init__(
+        self, broker: AsyncBroker, seconds: float | None, unique_keys: UniqueKeys
+    ) -> None:
+        self._unique_keys = unique_keys
         self._broker = broker
         self._seconds = seconds
         self._has_warned_of_delays = False
@@ -213,6 +219,8 @@ class Endings:
             kept: Any = await contain(store.put, letter, seconds=self._seconds)
             if isinstance(kept, Failed):
                 return kept
+            if isinstance(kept, str):
+                letter = replace(letter, id=kept)
         logger.error(
             "Dead letter: %s (%s: %s), %s.",
             delivery,
@@ -227,6 +235,10 @@ class Endings:
         if hooks:
             told = run_hooks(hooks, "on_dead_letter", delivery, letter)
             await in_context(delivery.context, told)
+        if delivery.unique is not None:
+            await self._unique_keys.release([delivery])
+        elif delivery.refusal is not None and delivery.refusal[2] is not None:
+            await self._unique_keys.release_of(delivery.refusal[2])
         if delivery.controller.is_ackable:
             acked: Any = await contain(delivery.controller.ack, seconds=self._seconds)
             return acked if isinstance(acked, Failed) else None
@@ -291,7 +303,7 @@ class Endings:
         message.parse_labels()
         message.labels[EARLIER_LABEL] = str(deliveries or 1)
         if delay is not None:
-            message.labels["delay"] = delay
+            message.labels["delay"] = delay_label(self._broker, delay)
         else:
             # It came after its delay once, and is due.
             message.labels.pop("delay", None)

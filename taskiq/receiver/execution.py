@@ -276,13 +276,14 @@ class Execution:
 def _call(target: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call a sync function in its thread or process.
 
-    :raises RuntimeError: when it raises `StopIteration`, which no future can hold: the
-        call would never end. An async function does the same by itself (PEP 479).
+    :raises RuntimeError: when it raises what no future can hold. With `StopIteration`
+        the call would never end; an async function does the same by itself (PEP 479).
+        `GeneratorExit` would close whoever waits for the call.
     """
     try:
         return target(*args, **kwargs)
-    except StopIteration as exc:
-        raise RuntimeError("the task raised StopIteration") from exc
+    except (StopIteration, GeneratorExit) as exc:
+        raise RuntimeError(f"the task raised {type(exc).__name__}") from exc
 
 
 if sys.version_info >= (3, 11):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from taskiq.chunks import INDEX_LABEL
 from taskiq.exceptions import NoResultError, TaskAbortedError
 from taskiq.hooks import hooks_of
 from taskiq.outage import brief, messages
@@ -151,6 +152,7 @@ def _outlook(
     plans = [
         attempt(planned, message, error)
         for message, error in failures
+        if INDEX_LABEL not in message.labels
         for planned in retrying
     ]
     known = [plan for plan in plans if plan and not isinstance(plan, Failed)]

@@ -120,6 +120,8 @@ class Listening:
                 queue.put_nowait(delivery)
                 raise
             if delivery.is_paced:
+                if delivery.state is MessageState.PACED:
+                    delivery.move(MessageState.ADMITTING)
                 runtime.pacing.started(delivery)
                 delivery.is_paced = False
             try:
@@ -162,6 +164,7 @@ class Listening:
         finally:
             if grace is not None:
                 await runtime.tasks.cancel()
+                await runtime.paces.close()
                 runtime.leases.close()
                 if runtime.aborting is not None:
                     await runtime.aborting.close()

@@ -7,6 +7,7 @@ The messages of one group have the same arguments beside their item, and the sam
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import datetime as dt
 import decimal
@@ -39,6 +40,14 @@ class Rest:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     key: Hashable
+
+    def copied(self) -> Rest:
+        """Give the same for one more call: what a function does to it stays there.
+
+        :raises Exception: what its values raise when they are copied.
+        """
+        args, kwargs = copy.deepcopy((self.args, self.kwargs))
+        return Rest(args, kwargs, self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +128,20 @@ class BatchPlan:
         message: TaskiqMessage,
         *,
         validate: bool,
+        rest: Rest | None,
     ) -> tuple[Any, Rest, float | None]:
         """Say what one message brings to a call.
 
         :param validate: whether to cast its arguments.
+        :param rest: its other arguments, where they were bound before.
         :returns: its item, its other arguments, and the seconds its call may take.
         :raises TypeError: when its arguments do not fit the function.
         :raises ValueError: when one cannot be cast, or its timeout is no number.
         """
-        rest, args, kwargs = self._item_alone, message.args, message.kwargs
-        if rest is not None and len(args) == 1 and not kwargs:
+        args, kwargs = message.args, message.kwargs
+        if rest is None and len(args) == 1 and not kwargs:
+            rest = self._item_alone
+        if rest is not None:
             item = args[0]
         else:
             item, rest = self._bind(args, kwargs, validate=validate)

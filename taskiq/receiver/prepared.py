@@ -34,8 +34,9 @@ class PreparedTask:
     :ivar policy: what becomes of its messages that fail, the broker's word included.
     :ivar is_limited: whether they are delivered a limited number of times.
     :ivar rate: how often it may start, `None` for no limit and for a batch task.
-    :ivar is_held: whether its messages wait for something before they run: for others
-        of their batch, or for its rate.
+    :ivar unique_ttl: seconds that its messages hold a key, `None` if they hold none.
+    :ivar is_special: whether its messages wait for something before they run (for
+        others of their batch, or for its rate) or may hold a key.
     :ivar plan: how its messages are placed into batches, `None` for a plain task.
     """
 
@@ -48,14 +49,15 @@ class PreparedTask:
         "graph",
         "hints",
         "is_async",
-        "is_held",
         "is_limited",
+        "is_special",
         "name",
         "plan",
         "policy",
         "rate",
         "signature",
         "source",
+        "unique_ttl",
     )
 
     def __init__(
@@ -83,7 +85,9 @@ class PreparedTask:
             filled_in = _parameters_filled_in(self.graph)
             self.plan = BatchPlan(source.batch, self.signature, self.hints, filled_in)
         self.rate = None if source is None or source.batch else source.rate
-        self.is_held = self.plan is not None or self.rate is not None
+        unique = None if source is None else source.unique
+        self.unique_ttl = None if unique is None else unique.ttl
+        self.is_special = bool(self.plan or self.rate or unique)
         # The graph with replaced dependencies, and the replacements it was built for.
         self._overridden: tuple[dict[Any, Any], DependencyGraph] | None = None
 

@@ -70,7 +70,7 @@ def foremost(lanes: Sequence[Lane[_Member]], now: float) -> Batch[_Member]:
 def _highest(lane: Lane[Any]) -> float:
     if not lane.is_mixed:
         return lane.priority
-    return max(b.priority for _, first in lane.due for b in first.group.queue)
+    return max(b.highest_priority() for group in lane.due for b in group.queue)
 
 
 def _of_lane(
@@ -80,11 +80,12 @@ def _of_lane(
 ) -> list[tuple[int, Batch[_Member]]]:
     """List the batch of each group that may be next, with the turn of the group."""
     found: list[tuple[int, Batch[_Member]]] = []
-    for _, first in lane.due:
+    for group in lane.due:
+        first = group.queue[0]
         # In order of arrival: where one has aged, the first has.
         if has_aged(first, now):
             found.append((first.turn, first))
         elif lane.is_mixed:
-            queue = first.group.queue
+            queue = group.queue
             found += [(first.turn, b) for b in queue if b.priority == highest][:1]
     return found

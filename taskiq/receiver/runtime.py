@@ -11,11 +11,14 @@ import contextvars
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from taskiq.chunks import CHUNK_LABEL, is_chunk
 from taskiq.exceptions import TaskAbortedError
+from taskiq.rates import store_of
 from taskiq.receiver.aborting import Aborting, abort, log_aborted
 from taskiq.receiver.admission import Admission
 from taskiq.receiver.batch_run import BatchRun
 from taskiq.receiver.batcher import Batcher
+from taskiq.receiver.chunks import Chunks
 from taskiq.receiver.containment import attempt
 from taskiq.receiver.deliveries import Deliveries
 from taskiq.receiver.delivery import Delivery
@@ -27,10 +30,12 @@ from taskiq.receiver.diagnosis import (
 )
 from taskiq.receiver.flushes import FlushHistory
 from taskiq.receiver.leases import Leases
+from taskiq.receiver.paces import Paces
 from taskiq.receiver.pacing import Pacing
 from taskiq.receiver.settlement import Settlement
 from taskiq.receiver.states import BatchState, Holder, MessageState, Unit
 from taskiq.receiver.tasks import Tasks, subject_of, work_for
+from taskiq.receiver.unique_keys import UniqueKeys
 from taskiq.waiting import wait_watches
 
 if TYPE_CHECKING:
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from taskiq.batch import BatcherStatistics, FlushReason
     from taskiq.clock import Clock
     from taskiq.outcome import Failed
+    from taskiq.receiver.batcher import Batch
     from taskiq.receiver.listening import Listening
     from taskiq.receiver.receiver import Receiver
     from taskiq.receiver.tasks import Subject
@@ -84,13 +90,18 @@ class Runtime:
         self.loop = loop
         self.base = contextvars.Context()
         self.tasks = Tasks(loop)
-        self.settlement = Settlement(receiver, self.tasks)
+        self.clock: Clock = loop if clock is None else clock
+        self.unique_keys = UniqueKeys(broker, self.clock, self._begin)
+        self.settlement = Settlement(receiver, self.tasks, self.unique_keys)
         self.leases = Leases(broker)
         self.admission = Admission(receiver, self.settlement, self.leases)
         self.admission.aborting = self.aborting = Aborting.of(self)
-        self.clock: Clock = loop if clock is None else clock
-        self.pacing = Pacing(self.clock)
-        self.batcher: Batcher[Delivery] = Batcher(self.clock, wake=self._wake)
+        self.paces = Paces(self.clock, lambda: store_of(broker), self._begin)
+        self.pacing = Pacing(self.clock, self.paces.make)
+        self.batcher: Batcher[Delivery] = Batcher(
+            self.clock, self._wake, self.paces.make
+        )
+        self.chunks = Chunks(self)
         self.listening: Listening | None = None
         self.is_open = False
         self.short_batches = ShortBatchWatches()
@@ -102,6 +113,8 @@ class Runtime:
         # Set by whatever wakes the starter, where somebody waits for batches that wait
         # for the rate of their task.
         self._woken: asyncio.Event | None = None
+        # Resolved when a batch that runs begins to wait for its rate.
+        self._paced: asyncio.Future[None] | None = None
         # Waits for capacity while a batch is due; there is none when none is.
         self._starter: asyncio.Task[Any] | None = None
         # Looks after calls that wait for results while this is listening.
@@ -112,6 +125,10 @@ class Runtime:
         self._draining: list[Subject] = []
         # Whether the receiver stops: what is still on its way is left.
         self._is_stopped = False
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[Any]:
+        """Begin what is no message's: it asks a store for something."""
+        return self.tasks.begin(work, None, context=self.base)
 
     # -- One message ---------------------------------------------------------------
 
@@ -160,7 +177,7 @@ class Runtime:
                         await self._settled(delivery)
                     return
             if failed is not None:
-                self._refuse(delivery, failed)
+                self.refuse(delivery, failed)
             elif self.receiver.stop.is_asked and not self.may_begin(delivery):
                 delivery.leave()
                 return
@@ -177,7 +194,7 @@ class Runtime:
             delivery.move(_SETTLING)
             await self.settlement.settle(delivery, raise_err=raise_err)
 
-    def _refuse(self, delivery: Delivery, failed: Failed) -> None:
+    def refuse(self, delivery: Delivery, failed: Failed) -> None:
         """Give a message what kept it from running for its result."""
         error = failed.error
         if isinstance(error, TaskAbortedError):
@@ -190,7 +207,7 @@ class Runtime:
         """Settle a message that fits in no batch."""
         with delivery:
             work_for(delivery)
-            self._refuse(delivery, failed)
+            self.refuse(delivery, failed)
             delivery.move(_SETTLING)
             await self.settlement.settle(delivery)
 
@@ -202,14 +219,19 @@ class Runtime:
 
         :returns: that failure.
         """
-        failed = attempt(
-            delivery.place, self.batcher.group, self.receiver.validate_params
-        )
+        message = delivery.message
+        if CHUNK_LABEL in message.labels and is_chunk(message):
+            failed = self.chunks.join(delivery)
+        else:
+            failed = attempt(
+                delivery.place, self.batcher.group, self.receiver.validate_params
+            )
+            if failed is None:
+                if delivery.fingerprint is not None:
+                    self.redeliveries.took(delivery)
+                self.batcher.offer(delivery)
         if failed is not None:
             return failed
-        if delivery.fingerprint is not None:
-            self.redeliveries.took(delivery)
-        self.batcher.offer(delivery)
         if self._is_stopped:
             self._give_up(self.batcher.abandon())
         return None
@@ -220,13 +242,16 @@ class Runtime:
         Cancelling the wait gives the message up: it is taken out of its batch, or gets
         no result and no ack if its call has started.
         """
-        settled = delivery.settled = self.loop.create_future()
+        settled = delivery.settled
+        if settled is None:
+            settled = delivery.settled = self.loop.create_future()
         try:
             await settled
         except asyncio.CancelledError:
             settled.cancel()
             self.redeliveries.let_go([delivery])
-            if self.batcher.withdraw(delivery):
+            is_part = self.chunks.give_up(delivery)
+            if not is_part and self.batcher.withdraw(delivery):
                 delivery.end(MessageState.LEFT)
             raise
 
@@ -371,16 +396,21 @@ class Runtime:
         with delivery:
             self._start(delivery)
             failed = await self.admission.admit(delivery)
-            if failed is None:
+            is_alone = not is_chunk(delivery.message)
+            if failed is None and not is_alone:
+                failed = await self.chunks.take_alone(delivery)
+            elif failed is None:
                 place = delivery.place
                 failed = attempt(
                     place, self.batcher.group, self.receiver.validate_params
                 )
-            if failed is None:
+            if failed is None and is_alone:
                 run = BatchRun(self, self.batcher.take_alone(delivery))
                 await self.tasks.run(run.run(), run, context=self.base)
+            elif failed is None:
+                await self._settled(delivery)
             else:
-                self._refuse(delivery, failed)
+                self.refuse(delivery, failed)
                 delivery.move(_SETTLING)
                 await self.settlement.settle(delivery)
 
@@ -400,6 +430,28 @@ class Runtime:
         if self._starter is starter:  # it was cancelled, perhaps before its first step
             self._starter = None
             self._wake()
+
+    async def turn_to_call_again(self, run: BatchRun, batch: Batch[Delivery]) -> None:
+        """Wait for the rate of a task before one more call of a batch that runs."""
+        if batch.lane.pace is None:
+            return
+        turn = self.loop.create_future()
+
+        def go() -> None:
+            if not turn.done():  # it may have been cancelled just now
+                turn.set_result(None)
+
+        self.batcher.call_again(batch, go)
+        run.is_paced = True
+        if self._paced is not None and not self._paced.done():
+            self._paced.set_result(None)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self.batcher.call_no_more(batch, go)
+            raise
+        finally:
+            run.is_paced = False
 
     async def _start_due(self) -> None:
         """Start batches while one is due, each with an execution slot of its own."""
@@ -446,9 +498,14 @@ class Runtime:
         await asyncio.sleep(0)  # who has just begun is to say that it waits
         while running := self.tasks.of(_is_running):
             # Any of them may come to wait, or let others begin.
-            is_paced = self.pacing.is_used
-            until = asyncio.FIRST_COMPLETED if is_paced else asyncio.ALL_COMPLETED
-            await asyncio.wait(running, return_when=until)
+            if self.pacing.is_used or self.batcher.has_rates:
+                paced = self._paced = self._paced or self.loop.create_future()
+                until = asyncio.FIRST_COMPLETED
+                await asyncio.wait((*running, paced), return_when=until)
+                if self._paced is paced and paced.done():
+                    self._paced = None
+            else:
+                await asyncio.wait(running)
             await asyncio.sleep(0)
 
     async def wait_idle(
@@ -546,6 +603,7 @@ class Runtime:
         """End what `abandon` began: nothing is on its way any more."""
         self.is_open = False
         self.short_batches.close()
+        self.unique_keys.close()
         if self.not_begun:
             calls = "1 call" if self.not_begun == 1 else f"{self.not_begun} calls"
             text = "The time to stop was over before %s began, not acknowledged."
@@ -581,7 +639,7 @@ class Runtime:
 
 
 def _is_running(subject: Subject | None) -> bool:
-    return not (isinstance(subject, Delivery) and subject.is_paced)
+    return not (isinstance(subject, (Delivery, BatchRun)) and subject.is_paced)
 
 
 def _is_joining(subject: Subject | None) -> bool:

@@ -31,6 +31,7 @@ from taskiq.receiver.diagnosis import describe
 from taskiq.receiver.endings import Endings
 from taskiq.receiver.states import MessageState
 from taskiq.receiver.tasks import Crew, wait_for_all
+from taskiq.receiver.unique_keys import is_free
 from taskiq.result import TaskiqResult
 from taskiq.unstorable import storable_instead
 from taskiq.utils import maybe_awaitable
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from taskiq.receiver.delivery import Delivery
     from taskiq.receiver.receiver import Receiver
     from taskiq.receiver.tasks import Tasks
+    from taskiq.receiver.unique_keys import UniqueKeys
 
     #: Says whether a message is to be taken further, or gives what does.
     Step: TypeAlias = Callable[[Delivery], bool | Coroutine[Any, Any, bool]]
@@ -108,21 +110,26 @@ def as_stored(seconds: float) -> float:
 class Settlement:
     """Settles messages: hooks, result backend, acknowledgement, in this order.
 
+    :param unique_keys: the keys that messages hold.
     :param receiver: whose broker it is, and how long saving and acknowledging may take:
         a client may wait for ever on a connection that is gone, and nobody would get
         the capacity back that its message holds.
     """
 
-    def __init__(self, receiver: Receiver, tasks: Tasks) -> None:
+    def __init__(
+        self, receiver: Receiver, tasks: Tasks, unique_keys: UniqueKeys
+    ) -> None:
         self._receiver = receiver
         self._broker = receiver.broker
         self._tasks = tasks
         self._outage = receiver.broker.lifecycle.outage
-        self.endings = Endings(self._broker, receiver.save_timeout)
+        self.unique_keys = unique_keys
+        self.endings = Endings(self._broker, receiver.save_timeout, unique_keys)
         self._steps: tuple[Step, ...] = (
             self._tell,
             self._save,
             self._tell_saved,
+            self._release,
             self._ack,
         )
 
@@ -177,16 +184,16 @@ class Settlement:
                 failure = await self._store_instead(delivery, stored.error)
             elif self._outage.is_on:
                 self._outage.worked(_CANNOT_SET)
-        if failure is None:
-            if hooks.post_save:
-                failure = await self._tell_all_saved(delivery, raise_err=raise_err)
-            if failure is None or not raise_err:
-                if error is not None and delivery.ending is not None:
-                    await self.endings.carry_out(delivery)
-                elif (
-                    delivery.ack_type is _WHEN_SAVED and delivery.controller.is_ackable
-                ):
-                    await self._acknowledge(delivery)
+        is_saved = failure is None
+        if is_saved and hooks.post_save:
+            failure = await self._tell_all_saved(delivery, raise_err=raise_err)
+        if delivery.unique is not None:
+            await self._release(delivery, is_saved=is_saved)
+        if is_saved and (failure is None or not raise_err):
+            if error is not None and delivery.ending is not None:
+                await self.endings.carry_out(delivery)
+            elif delivery.ack_type is _WHEN_SAVED and delivery.controller.is_ackable:
+                await self._acknowledge(delivery)
         if failure is not None and raise_err:
             raise failure
 
@@ -229,6 +236,11 @@ class Settlement:
         if step == self._save and self._is_bulk and len(deliveries) > 1:
             saved = await self._save_many(deliveries)
             return ((), deliveries) if saved is None else (saved, ())
+        if step == self._release:
+            # In one round trip, if the store can.
+            free = [each for each in deliveries if is_free(each, is_saved=True)]
+            await self.unique_keys.release(free)
+            return deliveries, ()
         if step == self._ack:
             return (), await self._ack_many(deliveries)
         return (), deliveries
@@ -308,6 +320,7 @@ class Settlement:
             return True
         if await self._store_instead(delivery, stored.error) is None:
             return True
+        await self._release(delivery, is_saved=False)
         delivery.end(_DONE)
         return False
 
@@ -416,6 +429,7 @@ class Settlement:
             if error is None or await self._store_instead(delivery, error) is None:
                 saved.append(delivery)
             else:
+                await self._release(delivery, is_saved=False)
                 delivery.end(_DONE)
         if self._outage.is_on and len(saved) == len(deliveries):
             self._outage.worked(_CANNOT_SET)
@@ -451,6 +465,12 @@ class Settlement:
             ),
         )
         return None if failed is None else failed.error
+
+    async def _release(self, delivery: Delivery, *, is_saved: bool = True) -> bool:
+        """Release the key of a message, if this is its end."""
+        if is_free(delivery, is_saved=is_saved):
+            await self.unique_keys.release([delivery])
+        return True
 
     async def _ack(self, delivery: Delivery) -> bool:
         if delivery.ending is not None:
@@ -512,10 +532,12 @@ class Settlement:
 
     async def settle_refused(self, delivery: Delivery) -> None:
         """Settle a message that nobody can run: put aside, or acknowledged."""
+        message = None if delivery.refusal is None else delivery.refusal[2]
         if not await self.endings.refuse(delivery):
+            if message is not None:
+                await self.unique_keys.release_of(message)
             await self.ack_received(delivery)
             return
-        message = getattr(delivery, "message", None)
         if message is not None and delivery.ending is not None:
             # Somebody may wait for it.
             delivery.result = result_of(Failed(delivery.ending.error), 0.0, message)
@@ -586,7 +608,9 @@ def _needed_steps(deliveries: Sequence[Delivery], hooks: HookLists) -> tuple[boo
             if delivery.ack_type is _WHEN_EXECUTED:
                 is_told = True
                 break
-    return is_told, True, bool(hooks.post_save), is_acked
+    task = deliveries[0].task if deliveries else None
+    is_unique = task is not None and task.unique_ttl is not None
+    return is_told, True, bool(hooks.post_save), is_unique, is_acked
 
 
 async def report_error(

@@ -38,6 +38,7 @@ class MessageState(enum.Enum):
     ADMITTING = "hooks before its task run"
     WAITING = "its batch task holds as many messages as it may"
     PARKED = "it has waited for `batch_timeout`, and others are read meanwhile"
+    PACED = "it waits for the rate of its plain task, and others are read meanwhile"
     BUFFERED = "it is in a batch"
     RUNNING = "its task runs"
     SETTLING = "its result is saved, and it is acknowledged"
@@ -78,8 +79,9 @@ MOVES: Final[Mapping[Any, frozenset[Any]]] = {
         {_M.ADMITTING, _M.WAITING, _M.BUFFERED, _M.RUNNING, _M.SETTLING, _M.LEFT},
     ),
     _M.ADMITTING: frozenset(
-        {_M.WAITING, _M.BUFFERED, _M.RUNNING, _M.SETTLING, _M.LEFT},
+        {_M.WAITING, _M.PACED, _M.BUFFERED, _M.RUNNING, _M.SETTLING, _M.LEFT},
     ),
+    _M.PACED: frozenset({_M.ADMITTING, _M.LEFT}),
     _M.WAITING: frozenset({_M.PARKED, _M.BUFFERED, _M.SETTLING, _M.LEFT}),
     _M.PARKED: frozenset({_M.BUFFERED, _M.SETTLING, _M.LEFT}),
     # It is settled by itself when it is aborted, else by its batch.
@@ -107,6 +109,7 @@ HOLDS: Final[Mapping[Any, frozenset[Unit]]] = {
     _M.ADMITTING: _STARTED,
     _M.WAITING: frozenset({Unit.DELIVERY}),
     _M.PARKED: _NOTHING,
+    _M.PACED: _NOTHING,
     _M.BUFFERED: frozenset({Unit.PLACE}),
     _M.RUNNING: _STARTED,
     _M.SETTLING: _STARTED,

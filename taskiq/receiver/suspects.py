@@ -5,7 +5,17 @@ counts deliveries delivers again what the process held, counted up. A message th
 delivered `n` times may have been in `n - 1` calls that never ended. So it shares its
 next call with no more than a `2 ** (n - 1)`th of a batch, and only with messages of
 which the same is known: the one that kills is alone after `log2(size) + 1` deaths, and
-what has not been delivered before runs apart from all of them, and first.
+what has not been delivered before runs apart from all of them, and first. Where
+`max_deliveries` leaves less time, parts shrink faster: at its last delivery each
+message is alone.
+
+Most of what a process held when it died was only waiting. Where the main process knows
+what was running (`taskiq.receiver.casualties`), a delivery that ended with the death of
+a process in which the message was not running does not count: it is no suspect, and is
+not dead for `max_deliveries` either.
+
+Whatever has died twice runs one call after another in a process, so that the next death
+says more.
 
 Calls with equally many deliveries are made in random order. A broker delivers again in
 the order it had: the one that kills might always be first, and nobody behind it would
@@ -16,41 +26,85 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from taskiq.receiver.casualties import Death
 
-def most_together(deliveries: int, size: int) -> int:
+#: So many deliveries that ended with a death are excused at most: what kills before it
+#: runs, such as a value that cannot be cast, is never seen running.
+_MOST_EXCUSED: Final = 16
+
+#: Of so many deliveries on the calls of a message are made one at a time.
+_ONE_AT_A_TIME: Final = 3
+
+
+class Part(NamedTuple):
+    """Messages of a batch that share a call.
+
+    :ivar indexes: which of the batch.
+    :ivar is_exclusive: whether no other such call runs in the process meanwhile.
+    """
+
+    indexes: Sequence[int]
+    is_exclusive: bool
+
+
+def counted(deliveries: int, task_id: str, deaths: Sequence[Death]) -> int:
+    """Count deliveries in which a message may have run.
+
+    :param deliveries: all of them, 1 for the first.
+        Some brokers only know that there were two or more.
+    :param deaths: those of processes that it may have been delivered to.
+    """
+    waited = sum(each.ids is not None and task_id not in each.ids for each in deaths)
+    died = len(deaths) - waited
+    return max(deliveries - min(waited, _MOST_EXCUSED), died + 1)
+
+
+def most_together(deliveries: int, size: int, limit: int | None = None) -> int:
     """Say how many messages may share a call.
 
-    :param deliveries: how often they were delivered, 1 for the first time.
+    :param deliveries: in how many they may have run, 1 for the first time.
     :param size: most items of a batch.
+    :param limit: `max_deliveries` of their task.
     """
+    before = max(deliveries - 1, 0)
     # No size is larger than that; a larger shift would only take long.
-    return max(size >> min(max(deliveries - 1, 0), 64), 1)
+    most = size >> min(before, 64)
+    if before and limit is not None:
+        # By as much each time that one is left at the last.
+        share = max(1 - before / max(limit - 1, 1), 0)
+        most = min(most, int(size**share))
+    return max(most, 1)
 
 
 def parts(
     deliveries: Sequence[int],
     size: int,
-    shuffle: Callable[[list[list[int]]], None] = random.shuffle,
-) -> list[list[int]]:
+    limit: int | None = None,
+    shuffle: Callable[[list[Any]], None] = random.shuffle,
+) -> list[Part]:
     """Part the messages of a batch into calls, to be made one after another.
 
-    :param deliveries: for each message how often it was delivered.
+    :param deliveries: for each message in how many it may have run.
     :param size: most items of a batch.
+    :param limit: `max_deliveries` of their task.
     :param shuffle: puts calls in random order.
-    :returns: the indexes of the messages of each call, those least suspect first.
+    :returns: the calls, those least suspect first.
     """
-    by_limit: defaultdict[int, list[int]] = defaultdict(list)
+    by_most: defaultdict[tuple[int, bool], list[int]] = defaultdict(list)
     for index, count in enumerate(deliveries):
-        by_limit[most_together(count, size)].append(index)
-    calls: list[list[int]] = []
-    for limit, indexes in sorted(by_limit.items(), reverse=True):
+        most = most_together(count, size, limit)
+        is_exclusive = count >= _ONE_AT_A_TIME or (count > 1 and most == 1)
+        by_most[most, is_exclusive].append(index)
+    calls: list[Part] = []
+    for (most, is_exclusive), indexes in sorted(by_most.items(), reverse=True):
         alike = [
-            indexes[start : start + limit] for start in range(0, len(indexes), limit)
+            Part(indexes[start : start + most], is_exclusive)
+            for start in range(0, len(indexes), most)
         ]
         shuffle(alike)
         calls += alike

@@ -340,6 +340,15 @@ class Facts:
         batch = self.batch_of.get(call.numbers[0])
         return call.started if batch is None else batch.started
 
+    def paced_starts(self, kind: Kind) -> list[float]:
+        """When calls of a batch task started that its rate counts."""
+        moments = [started.time for started, _ in self.batch_spans(kind)]
+        for batch in self.record.batches:
+            if batch.info.task_name == kind.value:
+                own = [c for c in self.record.calls if c.numbers[0] in batch.numbers]
+                moments += [call.started.time for call in own[1:]]
+        return sorted(moments)
+
     def batch_spans(self, kind: Kind) -> Iterator[tuple[Event, Event]]:
         """From when to when each batch of a task holds its right to run."""
         if self.schedule.hooks is Hooks.NONE:

@@ -364,6 +364,8 @@ def _data(world: World, number: int) -> bytes:
         labels["timeout"] = sent.timeout
     if sent.fault is Fault.TIMEOUT_LABEL:
         labels["timeout"] = "nan"
+    if sent.priority is not None:
+        labels["priority"] = sent.priority
     if sent.ack_type is not None:
         labels["ack_type"] = sent.ack_type.value
     if sent.fault is Fault.ACK_LABEL:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.acks import AcknowledgeType
+from taskiq.rates import read_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,6 +160,7 @@ class Sent:
     :ivar same: what items are equal by.
     :ivar timeout: its label, seconds a call may take.
     :ivar ack_type: its label.
+    :ivar priority: its label.
     :ivar error: how it fails where it does.
     :ivar seconds: how long a call takes whose first item this is.
     :ivar slow_step: the step of its own that takes `slow_seconds`.
@@ -173,6 +175,7 @@ class Sent:
     same: int = 0
     timeout: float | None = None
     ack_type: AcknowledgeType | None = None
+    priority: float | None = None
     fault: Fault | None = None
     error: Error = Error.ORDINARY
     entry: Entry = Entry.VALUE
@@ -211,6 +214,13 @@ class Limits:
     max_weight: float | None = None
     coalesces: bool = False
     isolates: bool | tuple[type[Exception], ...] = False
+    rate: str | None = None
+    priority: float | None = None
+
+    @property
+    def interval(self) -> float:
+        """Seconds from one call to the next, at least."""
+        return 0 if self.rate is None else read_interval(self.rate)
 
     @property
     def max_buffered(self) -> int:
@@ -352,4 +362,6 @@ def arguments_of(limits: Limits, functions: dict[str, Any]) -> dict[str, Any]:
         "batch_max_weight": limits.max_weight,
         "batch_coalesce": functions["coalesce"] if limits.is_coalescing else None,
         "batch_isolate_errors": None if is_single else limits.isolates,
+        "batch_rate": limits.rate,
+        "batch_priority": limits.priority,
     }

@@ -125,3 +125,74 @@ async def test_a_task_can_wait_for_batches_that_wait_for_their_rate() -> None:
     await waits.kiq()
     await worker.broker.wait_all()
     assert waiting == [3]
+
+
+def test_what_is_called_again_to_find_a_culprit_is_counted_and_waits() -> None:
+    """Before a batch that is due: its members have waited for longer."""
+    starts: list[tuple[float, list[str]]] = []
+
+    async def body(items: list[str]) -> None:
+        starts.append((asyncio.get_running_loop().time(), items))
+        if "bad" in items:
+            raise ValueError
+
+    worker = BatchWorker(
+        body, batch_size=4, batch_rate="1/s", batch_isolate_errors=True
+    )
+
+    async def main() -> None:
+        await worker.send("a", "b", "c", "bad", "e", "f", "g", "h")
+        await worker.run()
+        worker.assert_as_new()
+
+    run_virtual(main())
+    assert [moment for moment, _ in starts] == [0, 1, 2, 3, 4]
+    assert starts[-1][1] == ["e", "f", "g", "h"]
+    assert list(worker.errors) == ["3"]
+
+
+@virtual
+async def test_in_process_nobody_waits_by_hand_for_what_is_called_again() -> None:
+    """`wait_running` returns, and the clock that is moved has the next call start."""
+    worker = InProcessWorker(batch_size=2, batch_rate="1/m", batch_isolate_errors=True)
+    tries: list[list[int]] = []
+
+    @worker.broker.task(
+        batch=True, batch_size=2, batch_rate="1/m", batch_isolate_errors=True
+    )
+    async def fails(items: list[int]) -> None:
+        await asyncio.sleep(0)
+        tries.append(items)
+        raise ValueError
+
+    for item in (1, 2):
+        await fails.kiq(item)
+    for count in (1, 2, 3):
+        await worker.broker.wait_running()
+        assert len(tries) == count
+        worker.clock.advance(60)
+    assert tries == [[1, 2], [1], [2]]
+    await worker.broker.wait_running()
+    assert worker.clock.armed == 0
+
+
+def test_a_stop_gives_up_what_waits_to_be_called_again() -> None:
+    async def body(items: list[str]) -> None:
+        raise ValueError
+
+    worker = BatchWorker(
+        body,
+        batch_size=2,
+        batch_rate="1/h",
+        batch_isolate_errors=True,
+        wait_tasks_timeout=1,
+    )
+
+    async def main() -> None:
+        await worker.send("a", "b")
+        await worker.run()
+        worker.assert_as_new()
+
+    run_virtual(main())
+    assert worker.calls == [["a", "b"]]
+    assert worker.broker.acked == []

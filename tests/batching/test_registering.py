@@ -671,7 +671,8 @@ def test_anything_else_that_is_returned_is_shared(
 
 
 def test_without_a_return_annotation_results_are_shared(broker: InMemoryBroker) -> None:
-    task: Any = broker.task(batch=True)(lambda items: items)
+    functions: list[Any] = [lambda items: items]
+    task: Any = broker.task(batch=True)(functions[0])
     assert task.batch.results == "shared"
     assert task.return_type is None
 
@@ -879,10 +880,11 @@ async def test_a_lambda_can_be_a_batch_task(
     broker: InMemoryBroker,
     is_async: bool,
 ) -> None:
-    if is_async:
-        task: Any = broker.task(batch=True)(lambda items: asyncio.sleep(0, sum(items)))
-    else:
-        task = broker.task(batch=True)(lambda items: 1 * sum(items))
+    functions: list[Any] = [
+        lambda items: 1 * sum(items),
+        lambda items: asyncio.sleep(0, sum(items)),
+    ]
+    task: Any = broker.task(batch=True)(functions[is_async])
     assert task.task_name.startswith(f"{__name__}:lambda_")
     handles = [await task.kiq(number) for number in range(3)]
     await broker.wait_all()

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from taskiq.acks import AcknowledgeType
 from taskiq.batch import BatchConfig, FlushReason
+from taskiq.rates import LATENESS
 from taskiq.receiver.states import MessageState
 from tests.batching.facts import Facts, Failure, count_at, peak
 from tests.batching.playing import play
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
 _SECONDS = st.sampled_from([0.0, 0.0, ONE_TURN, 0.5, 1.0, 2.0])
 _SECONDS_OR_NO_END = st.sampled_from([0.0, 0.0, ONE_TURN, 0.5, 1.0, 2.0, FOREVER])
 _TIMEOUTS = st.sampled_from([None, None, None, 0.75])
+_PRIORITIES = st.sampled_from([None, None, None, -1, 2.5])
+_RATES = st.sampled_from([None, None, "1/s", "4/s", "100/m"])
 
 _SENT = st.builds(
     Sent,
@@ -75,6 +78,7 @@ _SENT = st.builds(
     key=st.integers(0, 2),
     weight=st.integers(0, 4),
     same=st.integers(0, 3),
+    priority=_PRIORITIES,
     seconds=_SECONDS,
 )
 
@@ -87,6 +91,7 @@ _TROUBLED = st.builds(
     same=st.integers(0, 3),
     timeout=_TIMEOUTS,
     ack_type=st.sampled_from([None, None, *AcknowledgeType]),
+    priority=_PRIORITIES,
     fault=st.sampled_from([None, None, None, None, *Fault]),
     error=st.sampled_from([Error.ORDINARY, *Error]),
     entry=st.sampled_from([Entry.VALUE, Entry.VALUE, *Entry]),
@@ -108,6 +113,8 @@ _LIMITS = st.builds(
     max_weight=st.sampled_from([None, None, 3.0, 7.0]),
     coalesces=st.booleans(),
     isolates=st.sampled_from([False, False, True, (PoisonError, OSError), (OSError,)]),
+    rate=_RATES,
+    priority=_PRIORITIES,
 )
 # Without hooks nobody knows of a batch what the function is not called with.
 _LIMITS_WITHOUT_HOOKS = st.builds(
@@ -119,6 +126,8 @@ _LIMITS_WITHOUT_HOOKS = st.builds(
     concurrency=st.sampled_from([None, None, 1, 2]),
     has_key=st.booleans(),
     max_weight=st.sampled_from([None, 3.0, 7.0]),
+    rate=_RATES,
+    priority=_PRIORITIES,
 )
 
 
@@ -338,6 +347,7 @@ def _batches(facts: Facts) -> Iterator[tuple[Kind, tuple[int, ...]]]:
 
 
 def _check_a_group_is_called_in_order_of_arrival(facts: Facts) -> None:
+    """But for batches with a higher priority than others of their group."""
     if facts.record.entrance is Entrance.IN_PLACE:
         return
     called: dict[tuple[Any, ...], list[int]] = {}
@@ -346,8 +356,22 @@ def _check_a_group_is_called_in_order_of_arrival(facts: Facts) -> None:
         own = sent.weight % 2 if facts.limits[kind].has_key else None
         group = called.setdefault((kind, sent.key, sent.timeout, own), [])
         group += [facts.joined[number].index for number in numbers]
-    for order in called.values():
-        assert order == sorted(order)
+    mixed = {
+        facts.sent(number).kind
+        for number in facts.delivered
+        if facts.sent(number).priority is not None
+    }
+    for (kind, *_), order in called.items():
+        assert kind in mixed or order == sorted(order)
+
+
+def _check_calls_start_at_the_rate_of_their_task(facts: Facts) -> None:
+    """Those that find culprits, too."""
+    if facts.record.entrance is Entrance.IN_PLACE:
+        return
+    for kind, limits in facts.batch_limits():
+        for earlier, later in itertools.pairwise(facts.paced_starts(kind)):
+            assert later - earlier >= limits.interval - LATENESS - 1e-6
 
 
 def _check_no_more_calls_run_at_once_than_allowed(facts: Facts) -> None:
@@ -405,16 +429,18 @@ def _check_with_a_free_slot_nobody_waits_longer_than_the_timeout(facts: Facts) -
             continue
         limits = facts.limits[call.kind]
         own = list(facts.batch_spans(call.kind))
+        paced = facts.paced_starts(call.kind)
         deadline = facts.admitted[numbers[0]].time + limits.timeout
         began = facts.beginning(call).time
         for start, end in itertools.pairwise(moments):
             middle = (max(start, deadline) + min(end, began)) / 2
             if not max(start, deadline) < middle < min(end, began):
                 continue
-            assert count_at(middle, executions) >= (most or math.inf) or count_at(
-                middle,
-                own,
-            ) >= (limits.concurrency or math.inf), f"{call} waits at {middle}"
+            assert (
+                count_at(middle, executions) >= (most or math.inf)
+                or count_at(middle, own) >= (limits.concurrency or math.inf)
+                or any(0 <= middle - each < limits.interval for each in paced)
+            ), f"{call} waits at {middle}"
 
 
 def _fellows(facts: Facts, call: CallRecord) -> tuple[int, ...]:
@@ -628,9 +654,7 @@ def _often(parts: int) -> settings:
 def test_the_model_mixes_every_argument_there_is() -> None:
     limits = find(_LIMITS, lambda _: True)
     functions = dict.fromkeys(("key", "weight", "coalesce"), repr)
-    # When a call may start, and which one, is mixed in the model of the batcher alone.
-    elsewhere = {"batch_results", "batch_rate", "batch_priority"}
-    assert elsewhere | set(arguments_of(limits, functions)) == {
+    assert {"batch_results"} | set(arguments_of(limits, functions)) == {
         f"batch_{field.name}" for field in fields(BatchConfig)
     }
 

@@ -103,9 +103,11 @@ async def test_what_mypy_with_the_plugin_accepts_runs(
     monkeypatch.setattr(async_shared_broker, "_default_broker", tasks.broker)
     await tasks.marks_are_found()
     await tasks.the_item_of_a_batch_is_the_first_argument()
+    await tasks.the_item_may_be_given_by_the_name_of_the_list()
     await tasks.it_is_the_same_for_every_way_to_register()
+    await tasks.what_is_left_of_a_partial_is_sent()
     await tasks.broker.wait_all()
 
     results = tasks.broker.result_backend.results.values()
-    assert len(results) == 36
+    assert len(results) == 58
     assert not [each.error for each in results if each.is_err]

@@ -77,6 +77,16 @@ def test_letters_are_listed_shown_and_dropped(
 
 
 @pytest.mark.usefixtures("broker")
+def test_nobody_reads_on_behind_a_letter_that_is_gone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert DeadCMD().exec(["list", "dead_app_in_memory:broker", "--after=gone"]) == 1
+    assert "no dead letter gone in memory, or no more: begin without --after" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.usefixtures("broker")
 def test_all_letters_are_changed_only_for_who_says_all(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

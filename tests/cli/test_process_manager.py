@@ -52,7 +52,7 @@ class PlayedProcess:
 
     def __init__(self, target: Any, name: str, args: Any, daemon: bool) -> None:
         self.name = name
-        self.function, self.args, self.to_main = args
+        self.function, self.args, self.to_main, self.shared = args
         self.daemon = daemon
         self.pid: int | None = None
         self.exitcode: int | None = None
@@ -384,6 +384,47 @@ def test_failing_children_are_replaced_until_there_are_too_many(
     assert f"worker-1 with pid {second.pid} ended: killed by SIGSEGV." in caplog.text
     assert f"worker-1 with pid {third.pid} ended: exit code 3." in caplog.text
     assert caplog.text.count("More than 1 failures: stopping.") == 1
+
+
+@needs_signals
+def test_what_a_dead_child_was_running_is_told_and_remembered(
+    played: dict[int, PlayedProcess],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Who was told to end has died of nothing that it ran."""
+    manager = manager_of(max_fails=1)
+
+    def fail(process: PlayedProcess) -> None:
+        process.shared.running.begin(process.name, [str(n) for n in range(12)])
+        if process.name == "worker-1":
+            process.end(3)
+
+    PlayedProcess.on_start = fail
+    assert manager.start() == -1
+    first, second, third = played.values()
+    named = ", ".join(map(str, range(10)))
+    for each in (first, second, third):
+        name = each.name
+        line = f"{name} was running 12 messages of task {name}: ID {named} and 2 more."
+        assert line in caplog.messages
+    ids = frozenset(map(str, range(12)))
+    assert [each.ids for each in third.shared.deaths.recent()] == [ids, ids]
+
+
+def test_without_memory_to_share_a_process_is_started_all_the_same(
+    played: dict[int, PlayedProcess],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse() -> None:
+        raise FileNotFoundError("No usable temporary directory")
+
+    monkeypatch.setattr(process_manager, "RunningCalls", refuse)
+    manager = manager_of(workers=1, max_fails=1)
+    PlayedProcess.on_start = lambda process: process.end(3)
+    assert manager.start() == -1
+    assert [each.shared for each in played.values()] == [None, None]
+    assert "is not known: FileNotFoundError" in caplog.text
 
 
 @needs_signals

@@ -1,29 +1,32 @@
-"""A batch task of which one item kills the process, on a Redis stream."""
+"""A batch task of which one item kills the process, on the broker that is asked for."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 
-from taskiq.adapters.redis import RedisAsyncResultBackend, RedisStreamBroker
-from tests.interop.lines import REDIS
+from .lines import Settings, make_broker
 
-NAME = os.environ.get("TASKIQ_KILLER", "taskiq-killer")
+settings = Settings.from_environment()
 KILLER = 437
+MOST_DELIVERIES = 5
 
-broker = RedisStreamBroker(
-    REDIS,
-    queue_name=NAME,
-    consumer_group_name=NAME,
-    idle_timeout=1000,
-).with_result_backend(
-    RedisAsyncResultBackend(REDIS, prefix_str=NAME, result_ex_time=600),
+broker = make_broker(settings)
+if settings.line == "nats-pull":
+    # As users are told to: with less, messages come again without any death.
+    vars(broker)["pull_consume_timeout"] = 5
+
+
+@broker.task(
+    f"{settings.name}:double",
+    batch=True,
+    batch_size=settings.batch_size,
+    batch_timeout=settings.batch_timeout,
+    max_deliveries=MOST_DELIVERIES,
+    on_failure="dead_letter",
 )
-
-
-@broker.task(f"{NAME}:double", batch=True, batch_size=100, batch_timeout=0.5)
 async def double(numbers: list[int]) -> list[int]:
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(settings.call_seconds)
     if KILLER in numbers:
         os._exit(9)
     return [2 * number for number in numbers]

@@ -8,31 +8,88 @@ import math
 import os
 import sys
 import uuid
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from redis.asyncio import Redis
 
 from taskiq import gather_results
+from taskiq.dead_letters import DeadLetter, store_of
 from tests.interop.lines import REDIS
 from tests.support.environments import CHECKOUT
 
+from .lines import URLS, Line, Settings, remove, unavailable
+
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from pathlib import Path
+
+#: Seconds that a busy machine may need.
+PATIENCE = 150
+
+
+@pytest.fixture(params=["redis-adapted", "rabbitmq", "nats-pull"])
+def line(request: pytest.FixtureRequest) -> Line:
+    if reason := unavailable(request.param):
+        pytest.skip(reason)
+    line: Line = request.param
+    return line
 
 
 async def test_one_in_a_thousand_kills_its_process(
+    line: Line,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name = f"taskiq-killer-{uuid.uuid4().hex}"
-    monkeypatch.setenv("TASKIQ_KILLER", name)
+    """It is dead at its limit; all others have results; the log names it."""
+    settings = settings_of(line)
+    monkeypatch.setenv(*next(iter(settings.to_environment().items())))
     monkeypatch.delitem(sys.modules, "tests.faults.killer_app", raising=False)
     app = importlib.import_module("tests.faults.killer_app")
     log = tmp_path / "worker.log"
     await app.broker.startup()
-    handles = await app.double.kiq_many(range(1000))
+    try:
+        handles = await app.double.kiq_many(range(1000))
+        async with working(log):
+            results = await gather_results(handles, timeout=PATIENCE)
+            letter = await only_letter(app.broker)
+    finally:
+        await app.broker.shutdown()
+        await remove(settings)
+    killer = handles[app.KILLER].task_id
+    own = results.pop(app.KILLER)
+    assert own.is_err
+    others = [each for each in range(1000) if each != app.KILLER]
+    assert [each.return_value for each in results] == [2 * each for each in others]
+    assert (letter.task_id, letter.reason) == (killer, "max_deliveries")
+    lines = log.read_text().splitlines()
+    deaths = sum("ended: exit code 9" in each for each in lines)
+    assert deaths <= min(app.MOST_DELIVERIES, 2 * math.log2(100))
+    assert any(
+        "was running 1 message of task" in each and killer in each for each in lines
+    )
+    assert any("Dead letter" in each and killer in each for each in lines)
+
+
+def settings_of(line: Line) -> Settings:
+    return Settings(
+        line=line,
+        name=f"taskiq-killer-{uuid.uuid4().hex[:12]}",
+        url=URLS[line],
+        results_url=REDIS,
+        counts_url=REDIS,
+        # A busy machine must not let a lease end: that would be one delivery more.
+        redelivery=6.0,
+        batch_size=100,
+        batch_timeout=0.5,
+        max_buffered=1000,
+        call_seconds=0.05,
+    )
+
+
+@asynccontextmanager
+async def working(log: Path) -> AsyncGenerator[None]:
     with log.open("wb") as output:
         worker = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "taskiq", "worker"),
@@ -44,27 +101,18 @@ async def test_one_in_a_thousand_kills_its_process(
             start_new_session=True,
         )
     try:
-        others = [each for each in range(1000) if each != app.KILLER]
-        results = await gather_results([handles[each] for each in others], timeout=150)
-        assert [each.return_value for each in results] == [2 * each for each in others]
-        killer = handles[app.KILLER].task_id
-        with anyio.fail_after(60):
-            # It is a file that another process writes.
-            while f"{name}:double with ID {killer}" not in alone(log):  # noqa: ASYNC110
-                await asyncio.sleep(0.2)
-        text = log.read_text()
-        deaths = text.count("ended: exit code 9")
-        alone_runs = alone(log).count(killer)
-        assert deaths - alone_runs <= 2 * math.log2(100)
-        assert alone_runs
+        yield
     finally:
         worker.terminate()
         await worker.wait()
-        await app.broker.shutdown()
-        async with Redis.from_url(REDIS) as redis:
-            await redis.delete(name)
 
 
-def alone(log: Path) -> str:
-    lines = log.read_text().splitlines()
-    return "\n".join(line for line in lines if "Runs alone" in line)
+async def only_letter(broker: Any) -> DeadLetter:
+    store = store_of(broker)
+    assert store is not None
+    with anyio.fail_after(PATIENCE):
+        # Nobody tells when there is one.
+        while not (letters := [each async for each in store.read()]):  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+    [letter] = letters
+    return letter

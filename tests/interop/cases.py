@@ -19,7 +19,9 @@ class Case:
 
     :ivar value: the return value.
     :ivar value_by_released: what a worker of 0.13.0 returns, if not that.
+    :ivar items: what a chunk has in the place of the first argument.
     :ivar error: the error; `None` if the task succeeds.
+    :ivar error_by_released: the error at a worker of 0.13.0, if it knows no such thing.
     :ivar error_at_released: how a client of 0.13.0 reads the error, if not like that.
     :ivar chain: what the error was raised from, or while handling what.
     :ivar labels_stored: the labels of the result, if not those that were sent.
@@ -31,9 +33,11 @@ class Case:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
+    items: tuple[Any, ...] | None = None
     value: Any = None
     value_by_released: Any = None
     error: str | None = None
+    error_by_released: str | None = None
     error_at_released: str | None = None
     chain: str | None = None
     labels_stored: Mapping[str, Any] | None = None
@@ -307,6 +311,23 @@ BATCHES = (
     settled(30, failures=0),
 )
 
+CHUNK = Case(
+    "four words in one message",
+    "measure",
+    items=("one", "three", "", "seventeen"),
+    args=("signs",),
+    labels={"word": "many"},
+    labels_stored={"word": "many", "batch_chunk": 4},
+    value=[
+        {"length": 3, "unit": "signs", "together": 4},
+        {"length": 5, "unit": "signs", "together": 4},
+        "ValueError",
+        {"length": 9, "unit": "signs", "together": 4},
+    ],
+    error_by_released='builtins.TypeError("measure_one__taskiq_original() got an '
+    "unexpected keyword argument 'batch_chunk.items'\",)",
+)
+
 VERSION = Case(
     "the version of the worker",
     "worker_version",
@@ -335,5 +356,5 @@ HAND_OVERS = tuple(
 )
 
 #: What one worker can serve.
-SINGLE = (VERSION, *PLAIN, *LABELS, *ERRORS, *RETRIES, *BATCHES)
+SINGLE = (VERSION, *PLAIN, *LABELS, *ERRORS, *RETRIES, *BATCHES, CHUNK)
 CASES = {case.name: case for case in (*SINGLE, *HAND_OVERS)}

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from .cases import BATCHES, ERRORS, HAND_OVERS, LABELS, PLAIN, RETRIES, VERSION, Case
+from .cases import (
+    BATCHES,
+    CHUNK,
+    ERRORS,
+    HAND_OVERS,
+    LABELS,
+    PLAIN,
+    RETRIES,
+    VERSION,
+    Case,
+)
 from .exchanges import OUR_WORKERS, Exchange, Pairing
 from .values import describe
 
@@ -37,6 +47,13 @@ def test_a_batch_task_answers_each_sender_on_its_own(exchange: Exchange) -> None
     check(exchange, BATCHES)
 
 
+def test_a_chunk_has_an_outcome_for_each_item_or_is_refused(
+    exchange: Exchange,
+) -> None:
+    """The worker of 0.13.0 answers with an error, and calls nothing."""
+    check(exchange, [CHUNK])
+
+
 @pytest.mark.parametrize("exchange", OUR_WORKERS, indirect=True, ids=str)
 def test_our_worker_acknowledges_every_message(exchange: Exchange) -> None:
     assert exchange.unacknowledged == 0
@@ -61,6 +78,8 @@ def expected_answer(case: Case, pairing: Pairing) -> dict[str, Any]:
     value, error, labels = case.value, case.error, case.labels_stored
     if pairing.workers == ("released",) and case.value_by_released is not None:
         value = case.value_by_released
+    if pairing.workers == ("released",) and case.error_by_released is not None:
+        value, error = None, case.error_by_released
     if pairing.client == "released" and case.error_at_released is not None:
         error = case.error_at_released
     if labels is None:

@@ -363,6 +363,24 @@ def test_a_count_that_is_no_whole_number_is_refused_by_name(
         attempt_of({label: value}, 3)
 
 
+@pytest.mark.parametrize("value", [-1, "-0.5", 10**30, "1e10", math.nan, "inf"])
+async def test_a_delay_that_a_server_would_refuse_is_not_sent(
+    value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RabbitMQ closes the channel for it, and with it all other sending."""
+    broker = RetryBroker(SimpleRetryMiddleware())
+    labels = {"retry_on_error": True, "delay": value}
+    await always_failing(broker).kicker().with_labels(**labels).kiq()
+    await broker.run_all()
+    assert len(broker.sent) == 1
+    assert "Label delay must be a number of seconds from 0 to 4294967" in caplog.text
+
+
+@pytest.mark.parametrize("value", [0, "1.5", 4_294_967, "soon", [1]])
+def test_any_other_delay_is_left_to_the_broker(value: Any) -> None:
+    assert attempt_of({"delay": value}, 3).may_retry
+
+
 async def test_a_message_that_counts_less_than_no_retries_is_not_retried(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -194,7 +194,7 @@ async def test_an_error_in_one_member_does_not_mark_its_neighbours(
     first, second, third = executions(telemetry)
     assert second.status.status_code is StatusCode.ERROR
     assert second.status.description == "odd 1"
-    assert [event.name for event in second.events] == ["exception"]
+    assert [event.name for event in second.events] == ["exception", "taskiq.ending"]
     for span in (first, third, telemetry.span("batch/t")):
         assert span.status.status_code is StatusCode.UNSET
         assert span.events == ()
@@ -204,10 +204,12 @@ async def test_a_batch_whose_call_failed_is_an_error_span(telemetry: Telemetry) 
     broker = QueueBroker().with_middlewares(telemetry.middleware())
     await send_each_in_a_trace(telemetry, none_of(broker), range(2))
     await work(broker)
-    for span in (telemetry.span("batch/t"), *executions(telemetry)):
+    batch = telemetry.span("batch/t")
+    for span in (batch, *executions(telemetry)):
         assert span.status.status_code is StatusCode.ERROR
         assert span.status.description == "broken"
-        assert [event.name for event in span.events] == ["exception"]
+        told = ["exception"] if span is batch else ["exception", "taskiq.ending"]
+        assert [event.name for event in span.events] == told
 
 
 async def test_a_batch_that_wants_no_results_has_not_failed(
@@ -707,3 +709,25 @@ async def test_a_middleware_without_telemetry_costs_no_result(
     await broker.wait_all()
     assert (await handle.get_result()).return_value == 2
     assert caplog.records == []
+
+
+async def test_a_chunk_has_one_span_which_each_of_its_batches_is_linked_to(
+    telemetry: Telemetry,
+) -> None:
+    broker = QueueBroker().with_middlewares(telemetry.middleware())
+    t: Any = even_ones_of(broker, batch_size=2)
+    with telemetry.tracer.start_as_current_span("request"):
+        await t.kiq_chunk([0, 1, 2, 3])
+    await work(broker)
+    execution = telemetry.span("execute/t")
+    batches = telemetry.spans("batch/t")
+    assert len(batches) == 2
+    for batch in batches:
+        assert [link.context.span_id for link in batch.links] == [
+            context_of(execution).span_id,
+        ]
+        assert batch.attributes is not None
+        assert batch.attributes["taskiq.batch.size"] == 2
+        assert batch.attributes["taskiq.batch.failed"] == 1
+    assert trace_of(execution) == trace_of(telemetry.span("request"))
+    assert execution.status.status_code is not StatusCode.ERROR

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from typing import Any
 
 import asyncpg
 import pytest
+from nats.js.errors import NotFoundError
 from redis.asyncio import Redis
 
 from taskiq import AsyncBroker
+from taskiq.adapters import nats as adapted_nats
 from taskiq.adapters import postgres as adapted_postgres
 from taskiq.adapters import redis as adapted_redis
 from tests.support.hub import Hub
 
 from .lines import LINES, Line
-from .servers import POSTGRES, REDIS
+from .servers import NATS, POSTGRES, REDIS, Server, jetstream
 from .stage import Client, Stage
 
 #: What plugins and their libraries do where it is not for us to say.
@@ -59,6 +63,9 @@ async def client(stage: Stage) -> AsyncIterator[Client]:
         yield client
 
 
+SERVERS: dict[str, Server] = {"redis": REDIS, "postgres": POSTGRES, "nats": NATS}
+
+
 def _made(kind: str, name: str) -> AsyncBroker:
     """Make a broker with its results, as every process would."""
     if kind == "redis":
@@ -69,6 +76,13 @@ def _made(kind: str, name: str) -> AsyncBroker:
                 REDIS.url, prefix_str=name, result_ex_time=60
             ),
         )
+    if kind == "nats":
+        results: Any = adapted_nats.NATSObjectStoreResultBackend(
+            [NATS.url], bucket_name=name
+        )
+        return adapted_nats.PullBasedJetStreamBroker(
+            [NATS.url], subject=name, stream_name=name, durable=name
+        ).with_result_backend(results)
     return adapted_postgres.AsyncpgBroker(
         POSTGRES.url, table_name=name, channel_name=name
     ).with_result_backend(
@@ -80,7 +94,7 @@ def _made(kind: str, name: str) -> AsyncBroker:
 def kind(request: pytest.FixtureRequest) -> str:
     """Each server that has an adapter with stores, if it answers."""
     kind: str = request.param
-    if reason := (REDIS if kind == "redis" else POSTGRES).unavailable():
+    if reason := SERVERS[kind].unavailable():
         pytest.skip(reason)
     return kind
 
@@ -99,6 +113,11 @@ async def brokers(kind: str) -> AsyncIterator[list[AsyncBroker]]:
     if kind == "redis":
         async with Redis.from_url(REDIS.url) as redis:
             await redis.delete(name, *await redis.keys(f"{name}:*"))
+    elif kind == "nats":
+        async with jetstream(NATS.url) as context:
+            for stream in (name, f"OBJ_{name}", f"KV_{name}-unique"):
+                with suppress(NotFoundError):
+                    await context.delete_stream(stream)
     else:
         connection = await asyncpg.connect(POSTGRES.url)
         tables = ", ".join(name + each for each in ("", "_r", "_r_aborts", "_r_unique"))

@@ -37,6 +37,22 @@ async def test_every_sender_gets_what_its_own_message_came_to(client: Client) ->
     assert got == [expected for _, _, expected in MESSAGES]
 
 
+async def test_items_of_one_message_join_the_others_and_each_has_its_outcome(
+    client: Client,
+) -> None:
+    """Seven single words, and two dozen in one message, with an empty one."""
+    words = ["z" * size for size in range(1, 24)] + [""]
+    singles = [await client.send("measure", "x" * size, "in") for size in range(1, 8)]
+    chunk = await client.kicker("measure").kiq_chunk(words, "in")
+    results = await results_of([*singles, chunk])
+
+    assert values_of(results[:7]) == [f"{size} in" for size in range(1, 8)]
+    items = results[7].raise_for_error().return_value
+    expected = [f"{size} in" for size in range(1, 24)]
+    assert values_of(items) == [*expected, "ValueError('an empty word', 'in')"]
+    assert results[7].labels == {"batch_chunk": 24}
+
+
 async def test_messages_that_arrive_together_share_a_call(client: Client) -> None:
     """The sum of its call is the result of each."""
     results = await results_of(await client.send_all("share", [1, 2, 3, 4, 5]))

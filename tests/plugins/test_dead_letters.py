@@ -12,9 +12,20 @@ from typing import Any
 
 import pytest
 
-from taskiq import AsyncBroker, BrokerMessage, Context, TaskiqDepends
+from taskiq import (
+    AsyncBroker,
+    BrokerMessage,
+    Context,
+    InMemoryBroker,
+    TaskiqDepends,
+)
+from taskiq.capabilities import resolve
 from taskiq.dead_letters import DeadLetter, DeadLetterStore, store_of
+from taskiq.exceptions import DeadLetterNotFoundError
 from taskiq.receiver import Receiver
+from taskiq.receiver.delays import advice_on_delay
+from tests.support.brokers import QueueBroker
+from tests.support.environments import CHECKOUT as ROOT
 from tests.support.hub import HANG
 
 from .lines import ALL
@@ -33,6 +44,8 @@ DELAYING = [
     "rabbitmq",
     "jetstream-pull",
     "adapted-jetstream-push",
+    "postgres",
+    "adapted-postgres",
 ]
 
 
@@ -74,8 +87,79 @@ async def letters_of(broker: AsyncBroker, count: int) -> list[DeadLetter]:
     return letters
 
 
+#: The rows of the guide, by the lines whose brokers they are about.
+ROWS = {
+    "RabbitMQ": ["rabbitmq"],
+    "RabbitMQ without a delay queue": ["rabbitmq-undelayed"],
+    "JetStream, pull or push": [
+        "jetstream-pull",
+        "jetstream-push",
+        "adapted-jetstream-pull",
+        "adapted-jetstream-push",
+    ],
+    "Redis stream, adapter": ["adapted-redis-stream"],
+    "Redis stream, plugin": ["redis-stream"],
+    "Redis list or pub/sub": [
+        "redis-list",
+        "redis-pubsub",
+        "adapted-redis-list",
+        "adapted-redis-pubsub",
+    ],
+    "PostgreSQL, adapter": ["adapted-postgres"],
+    "PostgreSQL, plugin": ["postgres"],
+    "NATS without JetStream": ["nats", "adapted-nats"],
+}
+
+
+def told_of(broker: AsyncBroker) -> tuple[str, ...]:
+    """Say of a broker what a row of the table says, but for leases it has not."""
+    can, store = resolve(broker), store_of(broker)
+    is_at_once = advice_on_delay(broker) is not None
+    sent_for_a_time = "at once" if is_at_once else "sent again"
+    place = "" if store is None else type(store).__name__
+    return (
+        "given back" if can.nack and can.deliveries else "sent again",
+        "kept" if can.delayed_nack else sent_for_a_time,
+        "counted" if can.deliveries else "if given back",
+        "renewed" if can.extend else "",
+        next((each for name, each in PLACES.items() if name in place), "hooks"),
+    )
+
+
+PLACES = {
+    "InMemory": "list",
+    "Redis": "stream",
+    "JetStream": "stream",
+    "RabbitMQ": "queue",
+}
+
+
+def test_the_guide_says_what_each_broker_does_instead() -> None:
+    """The very brokers are asked, not started: no server is needed."""
+    page = (ROOT / "docs" / "guide" / "failures.md").read_text()
+    table = page.partition("| leases | dead letters |")[2].partition("\n\n")[0]
+    rows = [
+        [cell.strip() for cell in row.split("|")[1:-1]] for row in table.split("\n")
+    ]
+    told = {row[0]: tuple(row[1:]) for row in rows[2:]}
+    brokers = {
+        title: [ALL[each].make("x") for each in lines] for title, lines in ROWS.items()
+    }
+    brokers["in memory"] = [InMemoryBroker()]
+    brokers["any other"] = [QueueBroker()]
+    assert told.keys() == brokers.keys()
+    without = {"none": "", "not renewed": ""}
+    for title, cells in told.items():
+        seen = tuple(without.get(each, each) for each in cells)
+        assert [told_of(each) for each in brokers[title]] == [seen] * len(
+            brokers[title]
+        )
+
+
 @pytest.mark.parametrize("make", LINE_NAMES, indirect=True)
-async def test_nothing_that_fails_is_lost(make: Callable[..., AsyncBroker]) -> None:
+async def test_nothing_that_fails_is_lost(
+    make: Callable[..., AsyncBroker], caplog: pytest.LogCaptureFixture
+) -> None:
     """What failed, what nobody knows, what nobody can read, what has a bad label."""
     broker = make().with_dead_letters()
 
@@ -111,15 +195,25 @@ async def test_nothing_that_fails_is_lost(make: Callable[..., AsyncBroker]) -> N
     assert abs(error.time - time.time()) < HANG
     store = store_for(broker)
     first, *others = await letters_of(broker, 4)
+    for each in (first, *others):
+        assert f"kept in {store.queue} as {each.id}" in caplog.text
     assert [letter async for letter in store.read(first.id)] == others
     assert await store.remove([first.id, others[1].id]) == 2
     assert [each async for each in store.read()] == [others[0], others[2]]
+    with pytest.raises(DeadLetterNotFoundError):
+        await anext(store.read("none"))
+    if "rabbitmq" in type(store).__module__:
+        with pytest.raises(DeadLetterNotFoundError):
+            await anext(store.read(first.id))
+    else:
+        assert [letter async for letter in store.read(first.id)] == others[::2]
 
 
 @pytest.mark.parametrize("make", DELAYING, indirect=True)
 async def test_a_message_comes_again_after_its_delay(
     make: Callable[[], AsyncBroker],
 ) -> None:
+    """Within a second, whether the broker keeps it or reads the label of a copy."""
     broker = make()
     moments: list[float] = []
 

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from taskiq import AckableMessage, AsyncBroker, AsyncResultBackend, TaskiqResult
 from taskiq.adapters import redis as adapted_redis
 from taskiq.message import BrokerMessage
+from taskiq.unique import Claim
 from tests.faults.servers import OwnRedis
 from tests.support.hub import HANG
 from tests.support.ports import free_port
@@ -229,3 +230,22 @@ async def test_results_go_both_ways_and_arrive(topology: Topology) -> None:
         assert await adapter.get_results(["none", *results]) == results
         assert await plugin.get_result("id-42") == results["id-42"]
         assert await asyncio.wait_for(late, 1) == results["id-7"]
+
+
+async def test_keys_of_unique_tasks_are_held_as_on_one_server(
+    topology: Topology,
+) -> None:
+    """On a cluster each where its own name says; a pipeline is for all of them."""
+    async with started(topology.results(adapted_redis)) as results:
+        store = results.unique_store
+        claims = [Claim(f"task:{number}", "first", 60) for number in range(50)]
+        assert list(await store.claim_many(claims)) == ["first"] * 50
+        others = [Claim(claim.key, "second", 60) for claim in claims]
+        assert list(await store.claim_many(others)) == ["first"] * 50
+        await asyncio.gather(*map(store.renew, claims))
+        await asyncio.gather(*(store.release(key, "second") for key, _, _ in claims))
+        await asyncio.gather(
+            *(store.release(key, "first") for key, _, _ in claims[::2])
+        )
+        holders = list(await store.claim_many(others))
+        assert holders == ["second", "first"] * 25

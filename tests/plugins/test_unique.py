@@ -1,4 +1,4 @@
-"""Unique tasks over Redis and PostgreSQL: keys in the result backend's adapter."""
+"""Unique tasks over Redis, PostgreSQL and NATS: keys in the backends of adapters."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from taskiq.unique import Claim, UniqueStore, store_of
 
 if TYPE_CHECKING:
     from taskiq import AsyncBroker
+
+
+#: What the fixture `kind` is given: each server whose adapter holds keys.
+ALL = pytest.mark.parametrize("kind", ["redis", "postgres", "nats"], indirect=True)
+pytestmark = ALL
 
 
 @pytest.fixture
@@ -99,6 +104,27 @@ async def test_many_claims_and_releases_at_once_do_not_stand_in_each_others_way(
         assert of_both[0] == of_both[1][::-1]
         await asyncio.gather(*map(let_go, "ab", stores, orders))
     assert await take("c", stores[0], keys) == ["c"] * len(keys)
+
+
+async def test_who_holds_a_key_renews_it_and_nobody_else_does(
+    stores: list[UniqueStore],
+) -> None:
+    first, second = stores
+    for key in ("renewed", "left"):
+        await first.claim(Claim(key, "first", 1.5))
+    await asyncio.gather(
+        first.renew(Claim("renewed", "first", 60)),
+        first.renew(Claim("free", "first", 60)),  # it may have been released
+        second.renew(Claim("left", "second", 60)),
+    )
+    assert await second.claim(Claim("free", "second", 60)) == "second"
+
+    async def take_over() -> None:
+        while await second.claim(Claim("left", "second", 60)) != "second":
+            pass
+
+    await asyncio.wait_for(take_over(), 30)
+    assert await second.claim(Claim("renewed", "second", 60)) == "first"
 
 
 async def test_who_holds_a_key_no_longer_releases_nobody_elses(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from taskiq.testing import ManualClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
 _UNLIMITED = 1000
 
@@ -169,6 +171,14 @@ def test_a_member_that_is_withdrawn_takes_its_weight_with_it() -> None:
     assert not offering.batcher.is_ready
     offering.offer("d", weight=1)
     assert offering.left() == [("bcd", FlushReason.WEIGHT)]
+
+
+def test_weights_are_added_exactly_be_they_whole_or_not() -> None:
+    offering = Offering(max_weight=2)
+    for member, weight in zip("abc", (1, 1e-40, 1), strict=True):
+        offering.offer(member, weight=weight)
+    offering.batcher.flush(FlushReason.MANUAL)
+    assert [members for members, _ in offering.left()] == ["ab", "c"]
 
 
 def test_the_first_reason_to_leave_stays() -> None:
@@ -595,8 +605,8 @@ def test_the_priorities_of_two_tasks_are_compared() -> None:
 
 def test_a_batch_has_the_highest_priority_of_its_members() -> None:
     offering = Offering(size=3)
-    offering.offer("ab", group="one", priority=1)
-    offering.offer("c", group="one", priority=7)
+    for member, priority in zip("abc", (1, 7, 2), strict=True):
+        offering.offer(member, group="one", priority=priority)
     offering.offer("def", group="two", priority=5)
     offering.offer("ghi", group="one", priority=6)
     assert [members for members, _ in offering.left()] == ["abc", "ghi", "def"]
@@ -786,6 +796,141 @@ def test_a_group_without_a_batch_costs_nothing_while_its_task_is_busy() -> None:
     assert not lane.open
     assert not lane.due
     assert not lane.waiting
+    assert list(lane.groups.values()) == [[running.group]]
+
+
+class Alike(str):
+    """A key with the hash of every other one."""
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def test_groups_of_one_hash_are_told_apart_and_forgotten_one_by_one() -> None:
+    offering = Offering(size=2)
+    for member, key in zip("abcd", "xyxy", strict=True):
+        offering.offer(member, group=Alike(key))
+    first, second = offering.take(), offering.take()
+    assert [list(batch.members) for batch in (first, second)] == [
+        ["a", "c"],
+        ["b", "d"],
+    ]
+    offering.finish(second)
+    assert first.lane.groups == {0: [first.group]}
+    offering.finish(first)
+    offering.assert_nothing_is_left()
+
+
+# -- What withdrawing costs ---------------------------------------------------------
+
+
+class Work:
+    """Counts the lines that run inside of it: a measure that no clock disturbs."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self._before: Any = None
+
+    def _ran(self, _frame: FrameType, _event: str, _argument: object) -> Any:
+        self.lines += 1
+        return self._ran
+
+    def __enter__(self) -> None:
+        self._before = sys.gettrace()
+        sys.settrace(self._ran)
+
+    def __exit__(self, *_error: object) -> None:
+        sys.settrace(self._before)
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Members that wait, and where.
+
+    :ivar has_keys: whether each of them is in a group of its own.
+    :ivar each: how many are offered to a group in turn.
+    :ivar room: how many of them their task may hold, as a part of all.
+    :ivar priorities: of them, in turn.
+    """
+
+    has_keys: bool = False
+    each: int = 1
+    room: float = 1
+    priorities: tuple[float | None, ...] = (None,)
+    limits: dict[str, Any] = field(default_factory=dict)
+
+    def offered(self, count: int) -> Offering:
+        offering = Offering(
+            **{"size": count, "max_buffered": max(int(count * self.room), 1)}
+            | self.limits,
+        )
+        for number in range(count):
+            group = f"key {number // self.each}" if self.has_keys else "group"
+            priority = self.priorities[number % len(self.priorities)]
+            member = offering.member(str(number), group, 1.0, priority=priority)
+            offering.offered.append(member)
+            offering.batcher.offer(member)
+        return offering
+
+
+_CROWDS = {
+    "outside": Crowd(room=0),
+    "outside, with keys": Crowd(room=0, has_keys=True),
+    "in an open batch": Crowd(limits={"size": 1000}),
+    "in an open batch with weight": Crowd(limits={"size": 1000, "max_weight": 1000}),
+    "in a batch of mixed priorities": Crowd(priorities=(3, None, 1, 2, 3)),
+    "in open batches of many keys": Crowd(has_keys=True),
+    "in due batches of one key": Crowd(limits={"size": 1}),
+    "in due batches of many keys": Crowd(has_keys=True, limits={"size": 1}),
+    "in two due batches for each key": Crowd(has_keys=True, each=2, limits={"size": 1}),
+    "in due batches before as many outside": Crowd(
+        room=0.5,
+        has_keys=True,
+        limits={"size": 1},
+    ),
+    "in due batches that wait for a rate": Crowd(
+        has_keys=True,
+        limits={"size": 1, "rate": "1/s"},
+    ),
+}
+
+
+@pytest.mark.parametrize("crowd", _CROWDS.values(), ids=list(_CROWDS))
+@pytest.mark.parametrize("order", [1, -1], ids=["first to last", "last to first"])
+def test_withdrawing_costs_the_same_however_many_wait(
+    crowd: Crowd,
+    order: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # So that looking for a batch among others runs lines, too.
+    monkeypatch.setattr(Batch, "__eq__", lambda self, other: self is other)
+    lines: list[float] = []
+    for count in (50, 400):
+        offering = crowd.offered(count)
+        work = Work()
+        with work:
+            for member in offering.offered[::order]:
+                assert offering.batcher.withdraw(member)
+                member.leave()
+        lines.append(work.lines / count)
+        offering.assert_nothing_is_left()
+    few, many = lines
+    assert many <= few * 1.1
+
+
+def test_groups_that_were_withdrawn_stand_in_no_line() -> None:
+    offering = Offering(size=1)
+    offering.offer("ab", group="busy")
+    offering.offer("c", group="next")
+    lane = offering.offered[0].group.lane
+    for number in range(100):
+        offering.offer("x", group=f"key {number}")
+        assert len(lane.turns) <= 2 * len(lane.due) + 16
+        letter = offering.offered.pop()
+        assert offering.batcher.withdraw(letter)
+        letter.leave()
+    assert offering.left() == [(each, FlushReason.SIZE) for each in "acb"]
+    offering.assert_nothing_is_left()
 
 
 # -- Waiting for room ---------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from taskiq import InMemoryBroker
 from taskiq.acks import AckableMessage
 from taskiq.exceptions import TaskiqRateError
+from taskiq.rates import SHARE
 from taskiq.receiver import Receiver
 from taskiq.testing import ManualClock
 from tests.support.virtual_time import run_virtual, virtual
@@ -55,7 +56,7 @@ def test_in_a_minute_there_are_as_many_calls_as_the_rate_says(
 
 
 def test_who_waits_for_the_rate_holds_no_slot() -> None:
-    worker, starts = starting("1/m", max_async_tasks=1, max_prefetch=3)
+    worker, starts = starting("1/m", max_async_tasks=1)
     others: list[float] = []
 
     @worker.broker.task("other")
@@ -75,6 +76,64 @@ def test_who_waits_for_the_rate_holds_no_slot() -> None:
 
     run_virtual(main())
     assert starts == [(0, 1), (60, 2)]
+
+
+@pytest.mark.parametrize("limit", [1, 3, None])
+def test_however_many_wait_for_the_rate_another_task_starts_within_a_second(
+    limit: int | None,
+) -> None:
+    """A thousand step aside at once, and then one a second: the others hold a slot."""
+    worker, _ = starting("10/h", max_async_tasks=limit, wait_tasks_timeout=0)
+    others: list[float] = []
+
+    @worker.broker.task("other")
+    async def other(_: int) -> None:
+        others.append(asyncio.get_running_loop().time())
+
+    async def main() -> None:
+        await send(worker, *range(SHARE + 11))
+        listening = worker.listen()
+        await worker.send_to(other, "other")
+        await asyncio.sleep(0.5)
+        beyond = 0 if limit is None else SHARE + 10 - (SHARE + limit - 1)
+        assert len(others) == (limit is None)
+        await asyncio.sleep(beyond + 0.51)
+        assert len(others) == 1
+        await asyncio.sleep(20)
+        for number in range(5):
+            await worker.send_to(other, f"other {number}")
+        await asyncio.sleep(1)
+        assert others[1:] == pytest.approx([others[-1]] * 5)
+        worker.finish.set()
+        await listening
+        if limit is not None:
+            worker.assert_as_new()
+
+    run_virtual(main())
+
+
+def test_who_is_called_makes_room_for_one_who_holds_a_slot() -> None:
+    worker, starts = starting("10/s", max_async_tasks=1)
+    others: list[float] = []
+
+    @worker.broker.task("other")
+    async def other(_: int) -> None:
+        others.append(asyncio.get_running_loop().time())
+
+    async def main() -> None:
+        await send(worker, *range(SHARE + 3))
+        listening = worker.listen()
+        await worker.send_to(other, "other")
+        await asyncio.sleep(0.45)
+        assert others == pytest.approx([0.2])
+        await asyncio.sleep(200)
+        worker.finish.set()
+        await listening
+        worker.assert_as_new()
+
+    run_virtual(main())
+    assert [item for _, item in starts] == list(range(SHARE + 3))
+    assert len(worker.broker.acked) == SHARE + 4
 
 
 def test_who_waited_for_a_slot_starts_no_sooner_after_the_one_before() -> None:

@@ -16,6 +16,7 @@ import pytest
 from taskiq_dependencies import DependencyGraph
 
 from taskiq import Context, TaskiqDepends, TaskiqState
+from taskiq.brokers.inmemory_broker import InMemoryBroker
 from taskiq.exceptions import NoResultError, TaskRejectedError
 from taskiq.receiver import Receiver
 from tests.receiver import process_tasks
@@ -766,6 +767,64 @@ async def test_a_task_that_raises_stop_iteration_ends_with_an_error(
     assert result is not None
     assert isinstance(result.error, RuntimeError)
     assert "StopIteration" in str(result.error)
+
+
+async def test_a_sync_task_that_raises_generator_exit_ends_with_an_error() -> None:
+    """No future can hold it: it would close who waits for the call."""
+    worker = Worker()
+
+    def leave() -> None:
+        raise GeneratorExit
+
+    task = worker.broker.register_task(leave, task_name="leave")
+    result = await asyncio.wait_for(worker.deliver(task), 5)
+    assert result is not None
+    assert isinstance(result.error, RuntimeError)
+    assert "GeneratorExit" in str(result.error)
+
+
+class UnspeakableError(Exception):
+    """Says nothing of itself, and fails at that."""
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("kind", ["plain", "batch", "given", "isolated"])
+async def test_an_error_that_cannot_be_shown_is_an_error_like_any_other(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was raised again by the line of the log, and its message came for ever."""
+    broker = InMemoryBroker()
+
+    async def plain(item: int) -> None:
+        raise UnspeakableError
+
+    async def batch(items: list[int]) -> list[Any]:
+        if kind == "given":
+            return [UnspeakableError() for _ in items]
+        raise UnspeakableError
+
+    if kind == "plain":
+        task: Any = broker.register_task(plain, "task", on_failure="dead_letter")
+    else:
+        task = broker.register_task(
+            batch,
+            "task",
+            batch=True,
+            batch_size=2,
+            batch_isolate_errors=kind == "isolated",
+            on_failure="dead_letter",
+        )
+    handles = [await task.kiq(each) for each in range(2)]
+    await broker.wait_all()
+    for handle in handles:
+        assert isinstance((await handle.get_result()).error, UnspeakableError)
+    store: Any = broker.dead_letter_store
+    assert len(store.letters) == 2
+    assert "UnspeakableError: <its str() failed>" in caplog.text
 
 
 async def test_a_sync_wrapper_around_an_async_function_is_awaited_in_the_loop() -> None:

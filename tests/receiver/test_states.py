@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import runpy
 from collections import Counter
 from pathlib import Path
@@ -43,6 +44,53 @@ def units(holder: Holder) -> list[Unit]:
     return [unit for unit in (holder.unit, holder.unit_2) if unit is not None]
 
 
+#: Whatever one may hold, in the order it was acquired.
+ACQUIRED: list[tuple[Unit, ...]] = [
+    (),
+    *((unit,) for unit in Unit),
+    *itertools.product(Unit, repeat=2),
+]
+
+
+def holder_of(state: Any, acquired: tuple[Unit, ...], of: dict[Unit, Source]) -> Holder:
+    holder = Holder(state)
+    for unit in acquired:
+        holder.hold(unit, of[unit])
+    return holder
+
+
+@pytest.mark.parametrize("state", [*MessageState, *BatchState])
+def test_each_move_keeps_in_order_what_is_held_there_and_gives_back_the_rest(
+    state: Any,
+) -> None:
+    for following, acquired in itertools.product(MOVES[state], ACQUIRED):
+        given_back = sources()
+        holder = holder_of(state, acquired, given_back)
+        holder.move(following)
+        kept = [unit for unit in acquired if unit in HOLDS[following]]
+        first, second = (*kept, None, None)[:2]
+        assert (holder.unit, holder.unit_2) == (first, second)
+        held = [each for each in (holder.source, holder.source_2) if each is not None]
+        assert held == [given_back[unit] for unit in kept]
+        assert counts(given_back) == {
+            unit: acquired.count(unit) - kept.count(unit) for unit in Unit
+        }
+
+
+def test_what_another_has_held_is_given_back_once_and_by_who_took_it_over() -> None:
+    for acquired in ACQUIRED:
+        given_back = sources()
+        other = holder_of(MessageState.RUNNING, acquired, given_back)
+        holder = Holder(MessageState.RUNNING)
+        holder.take_over(other)
+        assert units(holder) == list(acquired)
+        assert (units(other), other.source, other.source_2) == ([], None, None)
+        other.move(MessageState.LEFT)
+        assert not any(counts(given_back).values())
+        holder.move(MessageState.LEFT)
+        assert counts(given_back) == {unit: acquired.count(unit) for unit in Unit}
+
+
 @given(
     state=st.sampled_from([*MessageState, *BatchState]),
     acquired=st.lists(st.sampled_from(list(Unit)), max_size=2),
@@ -55,9 +103,7 @@ def test_a_move_gives_back_the_difference_and_any_other_changes_nothing(
 ) -> None:
     given_back = sources()
     held = Counter(acquired)
-    holder = Holder(state)
-    for unit in acquired:
-        holder.hold(unit, given_back[unit])
+    holder = holder_of(state, tuple(acquired), given_back)
     for following in path:
         before = (holder.state, units(holder), counts(given_back))
         if following not in MOVES[holder.state]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from taskiq.acks import AckableMessage
 from taskiq.brokers.inmemory_broker import InMemoryBroker
 from taskiq.receiver import Receiver
-from taskiq.receiver.suspects import parts
+from taskiq.receiver.casualties import Death
+from taskiq.receiver.suspects import Part, counted, most_together, parts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
@@ -23,19 +25,25 @@ if TYPE_CHECKING:
 @given(
     st.lists(st.integers(1, 200), min_size=1, max_size=300),
     st.integers(1, 300),
+    st.none() | st.integers(1, 12),
 )
 def test_every_message_is_in_one_call_with_such_as_itself(
     deliveries: list[int],
     size: int,
+    limit: int | None,
 ) -> None:
-    calls = parts(deliveries, size)
-    assert sorted(index for call in calls for index in call) == list(
+    calls = parts(deliveries, size, limit)
+    assert sorted(index for call in calls for index in call.indexes) == list(
         range(len(deliveries)),
     )
-    for call in calls:
+    for call, is_exclusive in calls:
         most = max(deliveries[index] for index in call)
         assert 1 <= len(call) <= max(size / 2 ** (most - 1), 1)
-        assert call == sorted(call)
+        assert list(call) == sorted(call)
+        if limit is not None and most >= limit > 1:
+            assert len(call) == 1
+        is_alone = most_together(most, size, limit) == 1
+        assert is_exclusive is (most > 2 or (most == 2 and is_alone))
 
 
 @given(
@@ -78,11 +86,99 @@ def calls_until_death(
     """Give the calls of a process that begins with the worst batch."""
     for start in range(0, len(taken), size):
         batch = taken[start : start + size]
-        for call in parts([deliveries[each] for each in batch], size, shuffle):
+        for call, _ in parts([deliveries[each] for each in batch], size, None, shuffle):
             items = [batch[index] for index in call]
             yield items
             if killer in items:
                 return
+
+
+@pytest.mark.parametrize(
+    ("deliveries", "ran", "waited", "unknown", "count"),
+    [
+        (1, 0, 0, 0, 1),
+        (4, 0, 0, 0, 4),
+        (4, 1, 2, 0, 2),
+        (4, 1, 1, 1, 3),
+        (2, 4, 0, 0, 5),
+        (20, 0, 16, 0, 4),
+        (20, 0, 19, 0, 4),
+    ],
+)
+def test_a_death_counts_for_those_that_may_have_run(
+    deliveries: int, ran: int, waited: int, unknown: int, count: int
+) -> None:
+    """Not more than 16 are excused: something may kill before it runs."""
+    kinds = ((ran, frozenset("a")), (waited, frozenset("b")), (unknown, None))
+    deaths = [Death(0.0, ids) for number, ids in kinds for _ in range(number)]
+    assert counted(deliveries, "a", deaths) == count
+
+
+@given(
+    size=st.integers(2, 128),
+    count=st.integers(1, 300),
+    limit=st.integers(2, 12),
+    at_once=st.integers(1, 6),
+    data=st.data(),
+)
+def test_one_that_kills_is_over_its_limit_and_no_other_is(
+    size: int,
+    count: int,
+    limit: int,
+    at_once: int,
+    data: st.DataObject,
+) -> None:
+    """Where it is known what ran, whoever else was held by the process or ran in it."""
+    killer = data.draw(st.integers(0, count - 1))
+    chance = random.Random(data.draw(st.integers(0, 1000)))  # noqa: S311
+    deliveries, left = [1] * count, list(range(count))
+    deaths: list[Death] = []
+
+    def counts(messages: list[int]) -> list[int]:
+        return [counted(deliveries[each], str(each), deaths) for each in messages]
+
+    while left:
+        over = [each for each, n in zip(left, counts(left), strict=True) if n > limit]
+        assert over in ([], [killer])
+        left = [each for each in left if each not in over]
+        batches = [left[start : start + size] for start in range(0, len(left), size)]
+        calls = [
+            deque(
+                Part([batch[index] for index in part.indexes], part.is_exclusive)
+                for part in parts(counts(batch), size, limit, chance.shuffle)
+            )
+            for batch in batches
+        ]
+        left = process(calls, left, killer, at_once, chance, deaths)
+        for each in left:
+            deliveries[each] += 1
+    assert len(deaths) == limit
+
+
+def process(
+    batches: list[deque[Part]],
+    left: list[int],
+    killer: int,
+    at_once: int,
+    chance: random.Random,
+    deaths: list[Death],
+) -> list[int]:
+    """Make calls, some at once, until one kills; give what has no result then."""
+    going: dict[int, Part] = {}
+    while any(batches) or going:
+        for number, batch in enumerate(batches):
+            is_free = not any(each.is_exclusive for each in going.values())
+            may_begin = batch and (is_free or not batch[0].is_exclusive)
+            if number not in going and len(going) < at_once and may_begin:
+                going[number] = batch.popleft()
+        number = chance.choice(list(going))
+        if killer in going[number].indexes:
+            ids = [str(each) for part in going.values() for each in part.indexes]
+            deaths.append(Death(0.0, frozenset(ids)))
+            return left
+        done = going.pop(number).indexes
+        left = [each for each in left if each not in done]
+    return left
 
 
 async def four() -> int:
@@ -133,6 +229,15 @@ async def test_a_worker_calls_suspects_apart_and_settles_call_by_call(
 
     await Receiver(broker, run_startup=False).listen(asyncio.Event())
     assert calls == [[0, 3, 6, 7], [1, 4, 5], [2]]
-    results = broker.result_backend.results.values()  # type: ignore[attr-defined]
-    assert [each.return_value for each in results] == [0, 6, 12, 14, 2, 8, 10, 4]
+    backend: Any = broker.result_backend
+    assert [each.return_value for each in backend.results.values()] == [
+        0,
+        6,
+        12,
+        14,
+        2,
+        8,
+        10,
+        4,
+    ]
     assert "Runs alone, as it was delivered 4 times" in caplog.text

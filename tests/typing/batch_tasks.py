@@ -197,6 +197,26 @@ async def calling_the_task_directly_gives_the_outcome_of_one_item() -> None:
     assert_type(to_each.batch, BatchConfig | None)
 
 
+async def the_function_itself_takes_the_list_and_gives_what_it_returns() -> None:
+    docs = [Doc()]
+    assert_type(await to_one.original_func(docs), bool)
+    assert_type(sync_to_one.original_func(docs), bool)
+    assert_type(await to_one_with_rest.original_func(docs, "a", dry=True), float)
+    assert_type(await to_each.original_func(docs), list[int])
+    assert_type(sync_to_each.original_func(docs), list[int])
+    assert_type(sync_to_each_with_rest.original_func(docs, tenant="a"), list[int])
+    assert_type(await to_each_or_error.original_func(docs), list[int | Exception])
+    assert_type(sync_to_each_or_error.original_func(docs), list[int | Exception])
+    assert_type(await whole_list.original_func(docs), list[int])
+    assert_type(sync_of_sequence.original_func(docs), list[int | Exception])
+    assert_type(await registered_to_one.original_func(docs), bool)
+    assert_type(await registered_to_each.original_func(docs, "a"), list[int])
+    assert_type(registered_sync_to_each.original_func(docs), list[int])
+    either = await registered_to_each_or_error.original_func(docs)
+    assert_type(either, list[int | Exception])
+    assert_type(await registered_whole_list.original_func(docs, "a"), list[int])
+
+
 # -- A list that belongs to the whole batch ---------------------------------------
 
 
@@ -324,6 +344,48 @@ async def with_dependencies(
 
 async def dependencies_are_left_out() -> None:
     assert_type(await with_dependencies.kiq(Doc(), "a"), AsyncTaskiqTask[int])
+
+
+# -- What becomes of messages that fail -------------------------------------------
+
+
+@broker.task(batch=True, max_deliveries=5, on_failure="requeue")
+async def given_back(
+    docs: list[Doc],
+    batch: BatchContext = TaskiqDepends(),  # noqa: B008 - how it is declared
+) -> list[int]:
+    batch.nack(0)
+    batch.nack(1, delay=1.5)
+    batch.nack(delay=3)
+    batch.dead_letter(2, reason="no such customer")
+    batch.dead_letter()
+    assert_type(batch.aborted(), bool)
+    assert_type(batch.aborted(3), bool)
+    return [1 for _ in docs]
+
+
+@broker.task("put_aside", batch=True, on_failure="dead_letter")
+def put_aside(docs: list[Doc]) -> bool:
+    return bool(docs)
+
+
+@async_shared_broker.task(batch=True, max_deliveries=3, on_failure="ack")
+async def of_any_broker_limited(docs: list[Doc]) -> list[int]:
+    return [1 for _ in docs]
+
+
+broker_with_dead_letters = InMemoryBroker().with_dead_letters(
+    "dead", max_deliveries=5, on_failure="requeue"
+)
+
+
+async def a_policy_changes_no_type() -> None:
+    handle = await given_back.kiq(Doc())
+    assert_type(handle, AsyncTaskiqTask[int])
+    assert_type(await handle.abort(), bool)
+    assert_type(await put_aside.kiq(Doc()), AsyncTaskiqTask[bool])
+    assert_type(await of_any_broker_limited.kiq(Doc()), AsyncTaskiqTask[int])
+    assert_type(broker_with_dead_letters, InMemoryBroker)
 
 
 # -- The name by position and by keyword, and each argument -----------------------

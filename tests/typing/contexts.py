@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from typing_extensions import assert_type
 
 from taskiq import (
+    AsyncTaskiqChunk,
     AsyncTaskiqTask,
     BatchContext,
     Context,
@@ -123,6 +124,18 @@ async def a_plain_task_is_sent_without_its_context() -> None:
     assert_type(await defaulted.kiq(1), AsyncTaskiqTask[float])
     assert_type(await defaulted.kiq(number=1), AsyncTaskiqTask[float])
     assert_type(await with_any.kiq(1, object()), AsyncTaskiqTask[float])
+
+
+async def a_chunk_is_sent_without_a_context() -> None:
+    assert_type(await batch.kiq_chunk([1]), AsyncTaskiqChunk[str])
+    assert_type(await batch_plain_context.kiq_chunk([1]), AsyncTaskiqChunk[str])
+    assert_type(await sync_batch.kiq_chunk([1]), AsyncTaskiqChunk[str])
+    assert_type(await sync_batch.kiq_chunk([1], tenant="a"), AsyncTaskiqChunk[str])
+    assert_type(await batch_errors.kiq_chunk([1]), AsyncTaskiqChunk[str])
+    assert_type(await batch_both.kiq_chunk([1], tenant="a"), AsyncTaskiqChunk[str])
+    assert_type(await batch_tenant.kiq_chunk([1], "a"), AsyncTaskiqChunk[str])
+    assert_type(await batch_shared.kiq_chunk([1]), AsyncTaskiqChunk[list[str]])
+    assert_type(await batch_defaulted.kiq_chunk([1], "a"), AsyncTaskiqChunk[str])
 
 
 async def a_batch_task_is_sent_without_its_context() -> None:

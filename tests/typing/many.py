@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing_extensions import assert_type
 
 from taskiq import (
+    AsyncTaskiqChunk,
     AsyncTaskiqTask,
     Context,
     InMemoryBroker,
@@ -127,6 +128,26 @@ async def a_kicker_keeps_the_types() -> None:
     assert_type(await batch_kicker.kiq_many([1]), list[AsyncTaskiqTask[str]])
     sent = await two.kicker().kiq_many([two.call(1, "a")])
     assert_type(sent, list[AsyncTaskiqTask[bool]])
+
+
+async def a_chunk_takes_items_and_what_follows_an_item() -> None:
+    assert_type(await each.kiq_chunk([1, 2]), AsyncTaskiqChunk[str])
+    assert_type(await each.kiq_chunk(range(3)), AsyncTaskiqChunk[str])
+    assert_type(await each_with_errors.kiq_chunk([1]), AsyncTaskiqChunk[str])
+    assert_type(await sync_each.kiq_chunk([1]), AsyncTaskiqChunk[str])
+    assert_type(await shared.kiq_chunk([1]), AsyncTaskiqChunk[list[str]])
+    assert_type(await of_tenant.kiq_chunk([1], "a"), AsyncTaskiqChunk[str])
+    assert_type(await of_tenant.kiq_chunk([1], tenant="a"), AsyncTaskiqChunk[str])
+    kicker = of_tenant.kicker().with_labels(queue="slow")
+    assert_type(await kicker.kiq_chunk([1], "a"), AsyncTaskiqChunk[str])
+
+
+async def the_result_of_a_chunk_is_a_list_of_results() -> None:
+    result = await (await each.kiq_chunk([1])).wait_result(timeout=3)
+    assert_type(result, TaskiqResult[list[TaskiqResult[str]]])
+    assert_type(result.return_value[0].return_value, str)
+    gathered = await gather_results([await each.kiq_chunk([1])])
+    assert_type(gathered, list[TaskiqResult[list[TaskiqResult[str]]]])
 
 
 async def results_have_the_type_of_the_handles() -> None:

@@ -72,6 +72,14 @@ async def items_of_batch_tasks_are_checked() -> None:
     await each.kiq_many([[1]])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
+async def chunks_are_checked() -> None:
+    await each.kiq_chunk(["a"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    await each.kiq_chunk(1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    await each.kiq_chunk([1], "a")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    await of_tenant.kiq_chunk([1])  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    await of_tenant.kiq_chunk([1], 2)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
 async def what_else_is_given_is_checked() -> None:
     await one.kiq_many([1], on_progress="print")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     await gather_results([1])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -117,6 +117,37 @@ async def limited(x: int) -> bool:
     return True
 
 
+@broker.task(max_deliveries=5, on_failure="requeue")
+async def given_back(
+    x: int,
+    context: Context = TaskiqDepends(),  # noqa: B008 - how it is declared
+) -> bool:
+    if x == 1:
+        context.nack()
+    if x == 2:
+        context.nack(delay=1.5)
+    context.dead_letter(reason="no such customer")
+    return True
+
+
+@broker.task("put_aside", on_failure="dead_letter")
+def put_aside(x: int) -> bool:
+    return True
+
+
+@async_shared_broker.task(max_deliveries=3, on_failure="ack")
+async def of_any_broker_limited(x: int) -> bool:
+    return True
+
+
+registered_with_policy = broker.register_task(
+    function,
+    "registered_with_policy",
+    max_deliveries=2,
+    on_failure="dead_letter",
+)
+
+
 registered_with_rate = broker.register_task(function, "slow", rate="10/h")
 
 
@@ -145,6 +176,10 @@ async def sending_gives_a_handle_of_what_the_function_returns() -> None:
     assert_type(await registered_in_words.kiq([1]), AsyncTaskiqTask[list[str]])
     assert_type(await limited.kiq(1), AsyncTaskiqTask[bool])
     assert_type(await registered_with_rate.kiq(1), AsyncTaskiqTask[list[str]])
+    assert_type(await given_back.kiq(1), AsyncTaskiqTask[bool])
+    assert_type(await put_aside.kiq(1), AsyncTaskiqTask[bool])
+    assert_type(await of_any_broker_limited.kiq(1), AsyncTaskiqTask[bool])
+    assert_type(await registered_with_policy.kiq(1), AsyncTaskiqTask[list[str]])
     assert_type(await unique.kiq(1), AsyncTaskiqTask[bool])
     assert_type(await unique_by_key.kiq(1), AsyncTaskiqTask[bool])
     assert_type(await registered_as_unique.kiq(1), AsyncTaskiqTask[list[str]])

@@ -8,9 +8,19 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from taskiq import InMemoryBroker, ScheduleSource, async_shared_broker
+from taskiq import (
+    AsyncTaskiqTask,
+    BatchContext,
+    Context,
+    InMemoryBroker,
+    ScheduleSource,
+    async_shared_broker,
+)
 
 broker = InMemoryBroker()
+
+#: True to mypy with the plugin: `tests/checkers/plugin/mypy.ini` says so.
+WITH_PLUGIN = False
 
 
 @broker.task(batch=True)
@@ -64,6 +74,12 @@ async def arguments_are_checked() -> None:
     await each.kiq(1, 2)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     await each.kiq(1, "a", dry="no")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     await each.kiq(1, "a", wet=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    await each.kiq(1, tenant="a", number=1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    await each.kiq(number=1, tenant="a")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    if not WITH_PLUGIN:  # which accepts the first of these two
+        await each.kiq(numbers=1, tenant="a")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+        await each.original_func(numbers=[1], tenant="a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await each.original_func(1, "a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await sync_shared.kiq("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await sync_shared.kiq([1])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await sync_shared.kiq()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
@@ -123,6 +139,28 @@ def functions_without_a_list_are_refused() -> None:
     broker.register_task(of_nothing, batch=True)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     async_shared_broker.task(batch=True)(of_str)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     async_shared_broker.task(batch=True)(of_nothing)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+async def policies_of_failures_are_checked(
+    context: Context, batch: BatchContext, handle: AsyncTaskiqTask[int]
+) -> None:
+    broker.task(on_failure="drop")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    broker.task(max_deliveries="5")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    broker.task(batch=True, on_failure="drop")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    broker.task(batch=True, max_deliveries=1.5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    broker.register_task(function, on_failure="drop")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    async_shared_broker.task(on_failure=None, max_deliveries=[5])  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    broker.with_dead_letters(on_failure="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    broker.with_dead_letters(max_deliveries="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    context.nack(0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    context.nack(delay="2")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    context.dead_letter("why")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    batch.nack("0")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    batch.nack(0, 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    batch.dead_letter(0, "why")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    batch.dead_letter(0, reason=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    batch.aborted("0")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await handle.abort(5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def arguments_of_the_decorator_are_checked() -> None:

@@ -18,6 +18,7 @@ from taskiq.cli.inspect import tasks
 from taskiq.cli.inspect.screen import width_of_terminal
 from taskiq.cli.inspect.table import table
 from taskiq.dead_letters import DeadLetter, DeadLetterStore, store_of
+from taskiq.exceptions import DeadLetterNotFoundError
 from taskiq.policies import Reason
 
 if TYPE_CHECKING:
@@ -109,7 +110,10 @@ async def _list(
     store: DeadLetterStore,
 ) -> None:
     del broker
-    page = await page_of(store, _choice(options), options.limit, options.after)
+    try:
+        page = await page_of(store, _choice(options), options.limit, options.after)
+    except DeadLetterNotFoundError as exc:
+        raise StartError(f"{exc}: begin without --after.", _FAILED) from exc
     if options.json:
         record = {
             "queue": store.queue,

@@ -31,6 +31,8 @@ from taskiq.cli.worker.supervisor import (
     Start,
     Supervisor,
 )
+from taskiq.outage import messages
+from taskiq.receiver.casualties import Deaths, RunningCalls, Shared, share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     from taskiq.cli.worker.supervisor import Order
 
 logger = logging.getLogger("taskiq.process-manager")
+
+#: Most messages of a call that are named when its process has died.
+_MOST_NAMED: Final = 10
 
 #: Most seconds between two looks at the processes, should nothing wake the manager.
 _LONGEST_WAIT: Final = 1.0
@@ -225,6 +230,8 @@ class ProcessManager:
         self.workers: list[Process] = []
         self._processes: dict[int, Process] = {}
         self._reports: dict[int, Reports] = {}
+        self._running: dict[int, RunningCalls] = {}
+        self._deaths: Deaths | None = None
         self._supervisor = Supervisor(
             workers=args.workers,
             max_fails=args.max_fails,
@@ -314,8 +321,12 @@ class ProcessManager:
             del self._processes[pid]
             name, exitcode = process.name, process.exitcode
             was_ending = self._supervisor.is_ending
+            is_told = self._supervisor.is_told_to_end(pid)
             level = _level(is_wanted=exitcode == 0, is_ending=was_ending)
             logger.log(level, "%s with pid %d ended: %s.", name, pid, _reason(exitcode))
+            running = self._running.pop(pid, None)
+            if running is not None:
+                self._note_running(name, running, is_told=is_told)
             reports = self._reports.pop(pid)
             reports.close()
             failure = reports.failure
@@ -327,6 +338,24 @@ class ProcessManager:
             )
             if not was_ending:
                 self._log_restart(name, delay, failure)
+
+    def _note_running(self, name: str, running: RunningCalls, *, is_told: bool) -> None:
+        """Say what a process was running, and who is suspected of its death."""
+        calls = running.read()
+        if self._deaths is not None and not is_told:
+            self._deaths.note(calls)
+        for call in calls or ():
+            shown = ", ".join(call.ids[:_MOST_NAMED])
+            more = len(call.ids) - _MOST_NAMED
+            logger.warning(
+                "%s was running %s of task %s: ID %s%s.",
+                name,
+                messages(len(call.ids)),
+                call.task_name,
+                shown,
+                f" and {more} more" if more > 0 else "",
+                extra={"task_name": call.task_name, "task_ids": call.ids},
+            )
 
     def _read_reports(self, pid: int) -> None:
         reports = self._reports[pid]
@@ -385,8 +414,9 @@ class ProcessManager:
     def _start(self, worker: int) -> None:
         try:
             reports = Reports()
+            shared = self._share()
             process = _start_process(
-                worker, self.args, self.worker_function, reports.writer
+                worker, self.args, self.worker_function, reports.writer, shared
             )
             reports.writer.close()
         except OSError:
@@ -399,8 +429,23 @@ class ProcessManager:
             raise RuntimeError(f"{process.name} has no pid.")
         self._processes[pid] = process
         self._reports[pid] = reports
+        if shared is not None:
+            self._running[pid] = shared.running
         self._supervisor.started(worker, pid, time.monotonic())
         self.workers[worker : worker + 1] = [process]
+
+    def _share(self) -> Shared | None:
+        """Give what a new process shares with this one.
+
+        :returns: `None` where there is no memory for it: then nobody knows what a
+            process was running when it died.
+        """
+        try:
+            self._deaths = self._deaths or Deaths()
+            return Shared(RunningCalls(), self._deaths)
+        except OSError as exc:
+            logger.warning("What runs in a process that dies is not known: %r", exc)
+            return None
 
     def _end(self, order: End) -> None:
         process = self._processes[order.pid]
@@ -461,12 +506,13 @@ def _start_process(
     args: WorkerArgs,
     worker_function: Callable[[WorkerArgs], None],
     to_main: Connection | None = None,
+    shared: Shared | None = None,
 ) -> Process:
     # Not a daemon: those may have no processes of their own, such as a pool.
     process = Process(
         target=_run,
         name=_name(worker),
-        args=(worker_function, args, to_main),
+        args=(worker_function, args, to_main, shared),
         daemon=False,
     )
     process.start()
@@ -482,10 +528,13 @@ def _run(
     worker_function: Callable[..., None],
     args: WorkerArgs,
     to_main: Connection | None = None,
+    shared: Shared | None = None,
 ) -> None:
     """Run a worker in its process; an interruption is no error worth a traceback."""
     if to_main is not None:
         report_to(to_main)
+    if shared is not None:
+        share(shared)
     signal.set_wakeup_fd(-1)  # a forked process would wake its parent
     try:
         worker_function(args=args)

@@ -161,6 +161,10 @@ class Supervisor:
         process.has_imported = self._has_ever_imported = True
         self._workers[process.worker].failed_starts = 0
 
+    def is_told_to_end(self, pid: int) -> bool:
+        """Whether a process was given an order to end."""
+        return self._processes[pid].force is not None
+
     def exited(
         self,
         pid: int,

@@ -24,17 +24,24 @@ from taskiq import (
 from taskiq.brokers.shared_broker import shared_task
 from taskiq.scheduler.created_schedule import CreatedSchedule
 
-from . import needed
+from . import exported, needed
+from .exported import Linked, Marked, Wants
 from .needed import (
+    Assigned,
+    BatchRunner,
     Connection,
     Db,
     Described,
+    Inherited,
     Mark,
     NoDependency,
+    OfModule,
+    Renamed,
     Runner,
     get_db,
     imported,
     imported_batch,
+    of_partial,
 )
 
 _P = ParamSpec("_P")
@@ -140,6 +147,22 @@ async def of_class(number: int, db: Holder.Local) -> float:
     return 1.0
 
 
+@broker.task
+async def renamed(number: int, a: Renamed, b: OfModule, c: Assigned) -> float:
+    return 1.0
+
+
+@broker.task
+async def of_exported(
+    number: int,
+    a: Linked,
+    b: Annotated[Db, Wants(get_db)],
+    c: "exported.Linked",
+    d: Db = Marked,
+) -> float:
+    return 1.0
+
+
 async def marks_are_found() -> None:
     assert_type(await bare.kiq(1), AsyncTaskiqTask[float])
     assert_type(await bare.kiq(number=1), AsyncTaskiqTask[float])
@@ -158,6 +181,8 @@ async def marks_are_found() -> None:
     assert_type(await generic.kiq(1), AsyncTaskiqTask[int])
     assert_type(await Holder.task.kiq(1), AsyncTaskiqTask[float])
     assert_type(await of_class.kiq(1), AsyncTaskiqTask[float])
+    assert_type(await renamed.kiq(1), AsyncTaskiqTask[float])
+    assert_type(await of_exported.kiq(1), AsyncTaskiqTask[float])
 
 
 # -- Batch tasks ------------------------------------------------------------------
@@ -182,11 +207,33 @@ async def batch_shared(
     return []
 
 
+@broker.task(batch=True)
+async def batch_alone(numbers: list[int], tenant: str = "") -> list[str]:
+    return ["" for _ in numbers]
+
+
+@broker.task(batch=True)
+async def batch_by_position(numbers: list[int], /, **names: str) -> list[str]:
+    return ["" for _ in numbers]
+
+
 async def the_item_of_a_batch_is_the_first_argument() -> None:
     assert_type(await batch.kiq(1, "a"), AsyncTaskiqTask[str])
     assert_type(await batch.kiq(1, tenant="a"), AsyncTaskiqTask[str])
     assert_type(await sync_batch.kiq(1), AsyncTaskiqTask[str])
     assert_type(await batch_shared.kiq(1), AsyncTaskiqTask[list[str]])
+
+
+async def the_item_may_be_given_by_the_name_of_the_list() -> None:
+    assert_type(await batch.kiq(numbers=1, tenant="a"), AsyncTaskiqTask[str])
+    assert_type(await batch.kicker().kiq(tenant="a", numbers=1), AsyncTaskiqTask[str])
+    assert_type(await batch_alone.kiq(numbers=1), AsyncTaskiqTask[str])
+    assert_type(await batch_alone(numbers=1), str)
+    calls = [batch_alone.call(numbers=1)]
+    assert_type(await batch_alone.kiq_many(calls), list[AsyncTaskiqTask[str]])
+    assert_type(await batch_alone.kiq_many([1]), list[AsyncTaskiqTask[str]])
+    assert_type(await batch_by_position.kiq(1, numbers="a"), AsyncTaskiqTask[str])
+    assert_type(await registered_batch.kiq(numbers=1), AsyncTaskiqTask[float])
 
 
 # -- Other ways to register -------------------------------------------------------
@@ -222,6 +269,28 @@ made = broker.register_task(Runner, "made")
 method = broker.register_task(Runner(1, Db()).method, "method")
 class_method = broker.register_task(Runner.class_method, "class_method")
 static_method = broker.register_task(Runner.static_method, "static_method")
+inherited = broker.register_task(Inherited(1, Db()).method, "inherited")
+made_inherited = broker.register_task(Inherited, "made_inherited")
+batch_method = broker.register_task(
+    Inherited(1, Db()).batch_method,
+    "batch_method",
+    batch=True,
+)
+batch_instance = broker.register_task(BatchRunner(), "batch_instance", batch=True)
+exported_function = broker.register_task(exported.of_exported, "exported")
+exported_default = broker.register_task(exported.of_wants, "exported_default")
+partial = broker.register_task(functools.partial(of_partial, text="a"), "partial")
+partial_by_position = broker.task("partial_by_position")(
+    functools.partial(of_partial, 1),
+)
+partial_by_name = broker.register_task(needed.partial, "partial_by_name")
+partial_of_partial = broker.register_task(needed.partial_of_partial, "twice")
+partial_class = broker.register_task(functools.partial(Runner, number=1), "of_class")
+batch_partial = broker.register_task(
+    functools.partial(needed.imported_batch_for, tenant="a"),
+    "batch_partial",
+    batch=True,
+)
 
 
 def make_local_task() -> AsyncTaskiqDecoratedTask[[int], Coroutine[Any, Any, float]]:
@@ -252,6 +321,22 @@ async def it_is_the_same_for_every_way_to_register() -> None:
     assert_type(await class_method.kiq(1), AsyncTaskiqTask[float])
     assert_type(await static_method.kiq(1), AsyncTaskiqTask[float])
     assert_type(await make_local_task().kiq(1), AsyncTaskiqTask[float])
+    assert_type(await inherited.kiq(1), AsyncTaskiqTask[float])
+    assert_type(await made_inherited.kiq(1), AsyncTaskiqTask[Inherited])
+    assert_type(await batch_method.kiq(1), AsyncTaskiqTask[float])
+    assert_type(await batch_instance.kiq(numbers=1), AsyncTaskiqTask[float])
+    assert_type(await exported_function.kiq(1), AsyncTaskiqTask[float])
+    assert_type(await exported_default.kiq(1), AsyncTaskiqTask[float])
+
+
+async def what_is_left_of_a_partial_is_sent() -> None:
+    assert_type(await partial.kiq(1), AsyncTaskiqTask[float])
+    assert_type(await partial.kiq(1, more=2, text="b"), AsyncTaskiqTask[float])
+    assert_type(await partial_by_position.kiq("a"), AsyncTaskiqTask[float])
+    assert_type(await partial_by_name.kiq(1), AsyncTaskiqTask[float])
+    assert_type(await partial_of_partial.kiq(1), AsyncTaskiqTask[float])
+    assert_type(await partial_class.kiq(), AsyncTaskiqTask[Runner])
+    assert_type(await batch_partial.kiq(numbers=1), AsyncTaskiqTask[float])
 
 
 # -- Other ways to send, and a direct call ----------------------------------------
@@ -287,10 +372,22 @@ async def a_direct_call_takes_them(db: Db, context: BatchContext) -> None:
     assert_type(await bare.original_func(1, db), float)
 
 
+async def the_function_itself_takes_the_list(db: Db, context: BatchContext) -> None:
+    own = await batch.original_func([1], "a", db, context)
+    assert_type(own, list[str])
+    assert_type(await batch_alone.original_func(numbers=[1]), list[str])
+    assert_type(sync_batch.original_func([1], db), list[str | Exception])
+    assert_type(await batch_instance.original_func([1], db), list[float])
+
+
 # -- What is wrong ----------------------------------------------------------------
 
 
-async def what_is_wrong_is_refused(source: ScheduleSource, db: Db) -> None:
+async def what_is_wrong_is_refused(
+    source: ScheduleSource,
+    db: Db,
+    context: BatchContext,
+) -> None:
     await bare.kiq("a")  # type: ignore[call-overload]
     await bare.kiq()  # type: ignore[call-overload]
     await bare.kiq(1, db)  # type: ignore[call-overload]
@@ -304,6 +401,15 @@ async def what_is_wrong_is_refused(source: ScheduleSource, db: Db) -> None:
     await batch.kiq([1], "a")  # type: ignore[call-overload]
     await batch.kiq(1)  # type: ignore[call-overload]
     await batch.kicker().kiq(1, 2)  # type: ignore[call-overload]
+    await batch.kiq(number=1, tenant="a")  # type: ignore[call-overload]
+    await batch.kiq(numbers=[1], tenant="a")  # type: ignore[call-overload]
+    await batch.original_func(1, "a", db, context)  # type: ignore[arg-type]
+    await batch_by_position.kiq(numbers="a")  # type: ignore[call-overload]
+    await partial.kiq("a")  # type: ignore[call-overload]
+    await partial.kiq(1, db=db)  # type: ignore[call-overload]
+    await partial.kiq(1, "a")  # type: ignore[call-overload]
+    await partial_by_name.kiq(1, db)  # type: ignore[call-overload]
+    await batch_partial.kiq([1])  # type: ignore[call-overload]
     await registered_batch.kiq("a")  # type: ignore[call-overload]
     await shared.kiq("a")  # type: ignore[call-overload]
     await instance.kiq("a")  # type: ignore[arg-type]

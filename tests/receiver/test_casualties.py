@@ -1,0 +1,167 @@
+"""What a process ran is known after its death, and to all processes beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from taskiq.acks import AckableMessage
+from taskiq.brokers.inmemory_broker import InMemoryBroker
+from taskiq.receiver import Receiver, casualties
+from taskiq.receiver.casualties import (
+    REMEMBERED,
+    Call,
+    Deaths,
+    RunningCalls,
+    Shared,
+    shared,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+FIRST, SECOND = Call("t", ["1", "2"]), Call("u", ['3 "\n\u00fc\ud800'])
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _die(running: RunningCalls) -> None:
+    running.begin(*FIRST)
+    running.end(running.begin("t", ["over"]))
+    running.begin(*SECOND)
+    os._exit(3)
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_what_a_process_was_running_is_read_after_its_death(method: str) -> None:
+    context: Any = multiprocessing.get_context(method)
+    running = RunningCalls()
+    process = context.Process(target=_die, args=(running,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 3
+    assert sorted(running.read() or ()) == [FIRST, SECOND]
+
+
+def test_more_than_there_is_room_for_is_not_known_until_it_has_ended() -> None:
+    running = RunningCalls()
+    begun = [running.begin("t", [str(each)]) for each in range(100)]
+    assert running.read() is None
+    for each in begun[:99]:
+        running.end(each)
+    assert running.read() is None
+    running.end(begun[99])
+    assert running.read() == []
+    large = running.begin("t", ["x" * 20_000])
+    assert running.read() is None
+    running.end(large)
+    assert running.read() == []
+    odd = running.begin("t", ["a\0b"])
+    assert running.read() is None
+    running.end(odd)
+    assert running.read() == []
+
+
+def _reader(deaths: Deaths, clock: Clock) -> Deaths:
+    """Give what another process has: the same memory, and nothing else."""
+    other = Deaths(clock)
+    vars(other)["_memory"] = vars(deaths)["_memory"]
+    return other
+
+
+def test_deaths_are_known_to_all_processes_for_an_hour() -> None:
+    clock = Clock()
+    deaths = Deaths(clock)
+    other = _reader(deaths, clock)
+    assert other.recent() == []
+    deaths.note([FIRST, SECOND])
+    clock.now += REMEMBERED / 2
+    deaths.note(None)
+    assert [each.ids for each in other.recent()] == [
+        frozenset({"1", "2", SECOND.ids[0]}),
+        None,
+    ]
+    clock.now += REMEMBERED / 2
+    assert [each.ids for each in other.recent()] == [None]
+    deaths.note([])
+    assert [each.ids for each in other.recent()] == [None, frozenset()]
+
+
+def test_the_oldest_deaths_go_where_there_is_no_room() -> None:
+    deaths = Deaths(Clock())
+    for each in range(100):
+        deaths.note([Call("t", [f"{each}-{number}" for number in range(1000)])])
+    known = _reader(deaths, Clock()).recent()
+    assert 10 < len(known) < 100
+    assert "99-0" in (known[-1].ids or ())
+
+
+class Redelivering(InMemoryBroker):
+    """Delivers each message for the sixth time."""
+
+    def equip_message(self, message: bytes | AckableMessage) -> Any:
+        return message
+
+    async def listen(self) -> AsyncGenerator[Any, None]:
+        task: Any = self.find_task("double")
+        for number in range(4):
+            sent = task.kicker().with_task_id(str(number))._prepare_message(number)
+            data = self.formatter.dumps(sent).message
+            yield AckableMessage(data=data, ack=lambda: None, deliveries=6)
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Shared:
+    own = Shared(RunningCalls(), Deaths())
+    monkeypatch.setattr(casualties, "_own", own)
+    return own
+
+
+async def test_what_only_waited_in_dead_processes_is_no_suspect(own: Shared) -> None:
+    """Of six deliveries five ended with a death: 3 ran each time, 2 three times."""
+    for number in range(5):
+        ids = ["3", "2"] if number < 3 else ["3"]
+        own.deaths.note([Call("double", ids)])
+    broker = Redelivering()
+    calls: list[list[int]] = []
+
+    @broker.task("double", batch=True, batch_size=8, batch_timeout=60, max_deliveries=5)
+    async def double(numbers: list[int]) -> list[int]:
+        ids = [str(each) for each in numbers]
+        assert own.running.read() == [Call("double", ids)]
+        calls.append(numbers)
+        return numbers
+
+    await Receiver(broker, run_startup=False).listen(asyncio.Event())
+    assert shared() is own
+    assert calls == [[0, 1], [2]]
+    assert own.running.read() == []
+    results: Any = broker.result_backend
+    assert results.results["3"].is_err
+
+
+async def test_a_task_that_is_no_batch_is_counted_as_its_broker_does(
+    own: Shared,
+) -> None:
+    """Nobody notes what those run."""
+    for _ in range(5):
+        own.deaths.note([])
+    broker = Redelivering()
+
+    @broker.task("double", max_deliveries=5)
+    async def double(number: int) -> None:
+        raise AssertionError(number)
+
+    await Receiver(broker, run_startup=False).listen(asyncio.Event())
+    results: Any = broker.result_backend
+    told = {str(each.error) for each in results.results.values()}
+    assert told == {"The message was delivered 6 times, 5 are allowed"}
