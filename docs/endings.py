@@ -146,7 +146,8 @@ class Ran:
             task=SimpleNamespace(policy=combined(said.own, said.default)),
             raw=AckableMessage(data=b"", ack=lambda: None, deliveries=deliveries),
         )
-        endings = Endings(broker, None)
+        no_keys: Any = None  # none is released where nothing ends
+        endings = Endings(broker, None, no_keys)
         ending = await endings._ending_of(delivery, self.error)  # noqa: SLF001 - it says
         return (
             End(NO_RESULT) if ending is None else End.of(ending.action, ending.reason)

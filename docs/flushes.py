@@ -402,13 +402,13 @@ def draw_flushes() -> str:
         parts += draw_case(case, TOP + ROW * number + 10)
     parts += [
         f'<circle class="dot" cx="32" cy="{bottom + 11}" r="7"/>',
-        text("note", 46, bottom + 16, "a message of the batch"),
-        f'<circle class="next" cx="240" cy="{bottom + 11}" r="7"/>',
-        text("note", 254, bottom + 16, "of another batch"),
-        line("due", 394, bottom + 11, 416, bottom + 11),
-        text("note", 426, bottom + 16, "may leave"),
-        line("leaves", 514, bottom + 1, 514, bottom + 21),
-        text("note", 524, bottom + 16, "the call starts"),
+        text("note", 46, bottom + 16, "of the batch"),
+        f'<circle class="next" cx="176" cy="{bottom + 11}" r="7"/>',
+        text("note", 190, bottom + 16, "of another batch"),
+        line("due", 344, bottom + 11, 370, bottom + 11),
+        text("note", 380, bottom + 16, "may leave"),
+        line("leaves", 494, bottom + 1, 494, bottom + 21),
+        text("note", 504, bottom + 16, "the call starts"),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"

@@ -247,9 +247,9 @@ class AsyncKicker(ManySender[_FuncParams, _ReturnType]):
         sending = ChunkSending(
             self.broker, self.task_name, self.return_type, self._chunk_message
         )
+        whole: TaskCall[..., Any] = TaskCall(listed, *args, **kwargs)
         try:
-            call: TaskCall[..., Any] = TaskCall(listed, *args, **kwargs)
-            [handle] = await sending.send([call], None)
+            [handle] = await sending.send([whole], None)
         except SendManyError as exc:
             error = exc.errors[0]
             raise error from error.__cause__

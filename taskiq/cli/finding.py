@@ -7,13 +7,14 @@ import inspect
 import pkgutil
 import sys
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from taskiq import registration
 from taskiq.abc.broker import AsyncBroker
-from taskiq.cli.utils import import_object
+from taskiq.cli.utils import add_cwd_in_path, import_object
 from taskiq.exceptions import TaskiqError
 from taskiq.outage import brief
 
@@ -108,6 +109,33 @@ def find_object(
             raise
         where = _no_variable(module, variable, kind)
         raise StartError(f"Cannot find the {title} {spec!r}: {where}") from exc
+
+
+def check_modules(modules: Iterable[str], app_dir: str | None) -> None:
+    """Look whether there are modules of these names, without importing them.
+
+    What a module cannot import itself is its own error, told when it is imported.
+
+    :raises StartError: one is not there.
+    """
+    for name in modules:
+        with add_cwd_in_path():
+            missing = _missing_part(name)
+        if missing is not None:
+            where = _no_module(missing, app_dir)
+            raise StartError(f"Cannot find the module {name!r} of tasks: {where}")
+
+
+def _missing_part(name: str) -> str | None:
+    """Give what is not there of a dotted name, if it is known that something is not."""
+    try:
+        return name if find_spec(name) is None else None
+    except ModuleNotFoundError as exc:
+        # It is that of a package, or what a package fails to import.
+        part = exc.name or ""
+        return part if part and f"{name}.".startswith(f"{part}.") else None
+    except (ImportError, ValueError):
+        return None
 
 
 def _no_module(name: str, app_dir: str | None) -> str:

@@ -20,7 +20,6 @@ from taskiq.batch import BatchConfig
 from taskiq.chunks import INDEX_LABEL, sent_id
 from taskiq.exceptions import NoResultError
 from taskiq.middlewares._retry import RetryMiddleware, attempt_of, is_enabled
-from taskiq.policies import Action
 
 try:
     import psutil  # type: ignore[import-untyped] # it comes without type hints
@@ -378,13 +377,8 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
             _record_failure(span, exception, is_retried=_may_be_retried(message))
 
     def on_ending(self, message: TaskiqMessage | None, ending: Ending) -> None:
-        """Tell the span of an execution that its message is given back or dead.
-
-        A failure that is acknowledged is the exception of its span, and one that is
-        sent again has its attribute.
-        """
-        is_told = ending.action in {Action.GIVE_BACK, Action.DEAD_LETTER}
-        stored = self._stored(message) if message is not None and is_told else None
+        """Tell the span of an execution what becomes of its message, which failed."""
+        stored = None if message is None else self._stored(message)
         if stored is None:
             return
         told: dict[str, str | int] = {

@@ -172,12 +172,14 @@ class BatchRun:
         watch = runtime.short_batches.of(self._info.task_name)
         now = runtime.clock.time()
         watch.settled(now)
-        if (seconds := watch.look_after(lane.config)) is not None:
+        seconds = watch.look_after(lane.config)
+        if seconds is None or not runtime.is_open:
+            return
 
-            def look() -> None:
-                watch.came_early(runtime.batcher.most_open(lane.owner))
+        def look() -> None:
+            watch.came_early(runtime.batcher.most_open(lane.owner))
 
-            runtime.clock.call_at(now + seconds, look)
+        watch.look_at(runtime.clock.call_at(now + seconds, look))
 
     @property
     def is_over(self) -> bool:

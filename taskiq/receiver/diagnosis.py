@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from taskiq.abc.broker import AsyncBroker
+    from taskiq.clock import Alarm
     from taskiq.message import TaskiqMessage
     from taskiq.outcome import Outcome
     from taskiq.receiver.delivery import Delivery
@@ -152,7 +153,14 @@ class ShortBatchWatch:
     message is no sign of either.
     """
 
-    __slots__ = ("_count", "_early", "_in_a_row", "_is_warned", "_settled_at")
+    __slots__ = (
+        "_alarm",
+        "_count",
+        "_early",
+        "_in_a_row",
+        "_is_warned",
+        "_settled_at",
+    )
 
     def __init__(self) -> None:
         self._count = 0
@@ -160,6 +168,7 @@ class ShortBatchWatch:
         self._is_warned = False
         self._settled_at: float | None = None
         self._early = 0
+        self._alarm: Alarm | None = None
 
     def look_after(self, config: BatchConfig) -> float | None:
         """Say when to look how many messages have come after a batch was settled.
@@ -168,6 +177,12 @@ class ShortBatchWatch:
         """
         is_suspected = self._in_a_row >= _SUSPICIOUS - 1 and not self._is_warned
         return 2 * _PROMPT * config.timeout if is_suspected else None
+
+    def look_at(self, alarm: Alarm | None) -> None:
+        """Keep what looks then, in the place of what was to look before."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = alarm
 
     def came_early(self, count: int) -> None:
         """Note how many messages the next batch had at that moment."""
@@ -242,6 +257,11 @@ class ShortBatchWatches:
             watch = self._watches[task_name] = ShortBatchWatch()
         return watch
 
+    def close(self) -> None:
+        """Look no more."""
+        for watch in self._watches.values():
+            watch.look_at(None)
+
 
 class SlotWatch:
     """Notices that every execution slot is held by a call that waits for a result.
@@ -308,9 +328,8 @@ class RedeliveryWatch:
     def took(self, member: Delivery) -> None:
         """Note that a message is held from now on."""
         fingerprint = member.fingerprint
-        if fingerprint is not None:
-            first = self._held.setdefault(fingerprint, member)
-            member.is_held_twice = first is not member
+        assert fingerprint is not None  # noqa: S101 - or it could not be told again
+        member.is_held_twice = self._held.setdefault(fingerprint, member) is not member
 
     def let_go(self, members: Iterable[Delivery]) -> None:
         """Note that messages are not held any more; more than once is no harm."""

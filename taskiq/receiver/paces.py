@@ -102,6 +102,7 @@ class SharedPace:
             self._asked_until = now + PATIENCE
             most = max(int(HORIZON / self._interval), 1)
             since = None if self._started_at is None else now - self._started_at
+            self._started_at = None
             self._asked = self._request(min(count, most), since)
             self._end_asking = self._ask(self, self._asked)
 
@@ -127,13 +128,16 @@ class SharedPace:
         """Learn of turns that the store has reserved."""
         if request is not self._asked:
             return  # too late: they are lost
-        self._asked = self._started_at = None
+        self._asked = None
         first = now + turns.wait
         count = request.turns
         self._turns.extend(first + number * self._interval for number in range(count))
         self._mark = turns.mark
         if self._is_alone:
             self._is_alone = False
+            # The store knew nothing of what started while it was asked.
+            while self._turns and self._turns[0] < self._alone.next_at - LATENESS:
+                self._turns.popleft()
             logger.info(
                 "The calls of task %s are counted across processes again.",
                 self._task_name,
@@ -151,7 +155,7 @@ class SharedPace:
                 "Cannot count the calls of task %s across processes: %s. Each process "
                 "keeps the rate by itself until that is possible again.",
                 self._task_name,
-                brief(error),
+                brief(error).rstrip("."),
             )
 
     def interrupted(self, request: Request) -> None:

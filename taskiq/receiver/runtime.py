@@ -75,6 +75,7 @@ class Runtime:
     :ivar flushes: how the last batches left.
     :ivar listening: the `listen` that goes on, or did last; `None` in process.
     :ivar is_open: whether one goes on.
+    :ivar not_begun: calls that a stop had no time for.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Runtime:
         # Counts how often messages were delivered, where the broker can.
         self.deliveries = Deliveries.of(broker)
         self.flushes = FlushHistory()
+        self.not_begun = 0
         # Set by whatever wakes the starter, where somebody waits for batches that wait
         # for the rate of their task.
         self._woken: asyncio.Event | None = None
@@ -478,7 +480,8 @@ class Runtime:
         """Tell whether a call may begin: not once the time to stop is over."""
         if not self.receiver.stop.is_over(self.receiver.wait_tasks_timeout):
             return True
-        logger.warning("The time to stop is over, not begun: %s.", subject)
+        logger.debug("The time to stop is over, not begun: %s.", subject)
+        self.not_begun += 1
         return False
 
     @property
@@ -600,6 +603,12 @@ class Runtime:
         """End what `abandon` began: nothing is on its way any more."""
         self.is_open = False
         self.unique_keys.close()
+        self.short_batches.close()
+        if self.not_begun:
+            calls = "1 call" if self.not_begun == 1 else f"{self.not_begun} calls"
+            text = "The time to stop was over before %s began, not acknowledged."
+            logger.warning(text, calls, extra={"calls": self.not_begun})
+            self.not_begun = 0
         wait_watches.discard(self._slots)
         self._is_stopped = False
         self._drains = 0

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
     from taskiq.receiver.casualties import Death
 
+#: So many deliveries that ended with a death are excused at most: what kills before it
+#: runs, such as a value that cannot be cast, is never seen running.
+_MOST_EXCUSED: Final = 16
+
 #: Of so many deliveries on the calls of a message are made one at a time.
 _ONE_AT_A_TIME: Final = 3
 
@@ -56,7 +60,8 @@ def counted(deliveries: int, task_id: str, deaths: Sequence[Death]) -> int:
     :param deaths: those of processes that it may have been delivered to.
     """
     waited = sum(each.ids is not None and task_id not in each.ids for each in deaths)
-    return max(deliveries - waited, len(deaths) - waited + 1)
+    died = len(deaths) - waited
+    return max(deliveries - min(waited, _MOST_EXCUSED), died + 1)
 
 
 def most_together(deliveries: int, size: int, limit: int | None = None) -> int:

@@ -165,12 +165,13 @@ class Tasks:
         """Stop what still runs and wait until it has cleaned up after itself."""
         if not self._begun:
             return
-        for task, subject in tuple(self._begun.items()):
-            if subject is not None:
-                logger.error(
-                    "Stopped before it was done, not acknowledged: %s.",
-                    subject,
-                )
+        subjects = [each for each in self._begun.values() if each is not None]
+        if subjects:
+            what = "it was" if len(subjects) == 1 else "they were"
+            text = "Stopped before %s done, not acknowledged: %s."
+            named = "; ".join(map(str, subjects))
+            logger.error(text, what, named, extra={"tasks": len(subjects)})
+        for task in tuple(self._begun):
             self.stop(task)
         running = set(self._begun)
         _, left = await uninterrupted(asyncio.wait(running, timeout=CANCEL_GRACE))

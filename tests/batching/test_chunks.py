@@ -22,6 +22,7 @@ from taskiq import (
     TaskiqResult,
 )
 from taskiq.chunks import ITEMS
+from taskiq.dead_letters.store import InMemoryDeadLetters
 from taskiq.depends.progress_tracker import ProgressTracker
 from taskiq.exceptions import (
     ChunkItemError,
@@ -318,6 +319,36 @@ async def test_others_are_read_while_its_items_wait_for_long() -> None:
     await listening
     assert len(done_at) == 1
     assert outcomes(worker) == [0, 2]
+
+
+@virtual
+async def test_what_waits_behind_its_items_makes_way_in_its_turn() -> None:
+    """One way for all of them: they hold one slot together."""
+    worker = worker_of(
+        doubled,
+        batch_size=1,
+        batch_max_buffered=1,
+        batch_timeout=1,
+        batch_concurrency=1,
+        max_async_tasks=2,
+    )
+    worker.in_call = Gate()
+    done_at: list[float] = []
+
+    @worker.broker.task
+    async def plain() -> None:
+        done_at.append(asyncio.get_running_loop().time())
+
+    await send_chunk(worker, [*range(10)])
+    for item in (100, 101):
+        await worker.send(item)
+        await plain.kiq()
+    listening = asyncio.ensure_future(worker.run())
+    await asyncio.sleep(5)
+    worker.in_call.opened.set()
+    await listening
+    assert done_at == [1, 2]
+    assert outcomes(worker) == [2 * item for item in range(10)]
 
 
 @virtual
@@ -751,6 +782,66 @@ async def test_delivered_again_all_of_its_items_run_again() -> None:
     await worker.run()
     assert worker.calls == [[0, 1], [0, 1]]
     assert worker.broker.acked == ["chunk", "chunk"]
+
+
+@virtual
+async def test_only_one_that_fails_as_a_whole_is_put_aside() -> None:
+    broker = InMemoryBroker().with_dead_letters()
+    hook = Refusing(0)
+    broker.add_middlewares(hook)
+
+    @broker.task(batch=True, on_failure="dead_letter")
+    async def work(items: list[int]) -> list[int | Exception]:
+        return [ValueError(item) for item in items]
+
+    in_part = await work.kiq_chunk([0, 1])
+    await broker.wait_all()
+    assert not (await in_part.wait_result(timeout=5)).is_err
+    assert not letters_of(broker)
+    hook.times = 1
+    whole = await work.kiq_chunk([2, 3])
+    await broker.wait_all()
+    assert isinstance((await whole.wait_result(timeout=5)).error, ConnectionError)
+    assert letters_of(broker) == [whole.task_id]
+    broker.executor.shutdown()
+
+
+def letters_of(broker: InMemoryBroker) -> list[str]:
+    store = broker.dead_letter_store
+    assert isinstance(store, InMemoryDeadLetters)
+    return [letter.task_id for letter in store.letters]
+
+
+class Leased(QueueBroker):
+    """Takes messages back after two seconds, unless their lease is renewed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renewed: list[float] = []
+
+    async def listen(self) -> AsyncGenerator[bytes | AckableMessage, None]:
+        async for message in super().listen():
+            assert isinstance(message, AckableMessage)
+            message.lease = 2.0
+            message.extend = self.renew
+            yield message
+
+    def renew(self) -> None:
+        self.renewed.append(asyncio.get_running_loop().time())
+
+
+@virtual
+async def test_its_lease_is_renewed_once_for_all_until_it_is_settled() -> None:
+    async def slow(items: list[int]) -> list[int]:
+        await asyncio.sleep(2.5)
+        return items
+
+    broker = Leased()
+    worker = worker_of(slow, broker=broker, batch_size=2, batch_concurrency=1)
+    await send_chunk(worker, [0, 1, 2, 3])
+    await worker.run()
+    assert broker.renewed == [1, 2, 3, 4, 5]
+    assert broker.acked == ["chunk"]
 
 
 class Counted(QueueBroker):

@@ -671,8 +671,7 @@ def test_anything_else_that_is_returned_is_shared(
 
 
 def test_without_a_return_annotation_results_are_shared(broker: InMemoryBroker) -> None:
-    functions: list[Any] = [lambda items: items]
-    task: Any = broker.task(batch=True)(functions[0])
+    task: Any = broker.task(batch=True)(lambda items: items)
     assert task.batch.results == "shared"
     assert task.return_type is None
 
@@ -880,11 +879,10 @@ async def test_a_lambda_can_be_a_batch_task(
     broker: InMemoryBroker,
     is_async: bool,
 ) -> None:
-    functions: list[Any] = [
-        lambda items: 1 * sum(items),
-        lambda items: asyncio.sleep(0, sum(items)),
-    ]
-    task: Any = broker.task(batch=True)(functions[is_async])
+    if is_async:
+        task: Any = broker.task(batch=True)(lambda items: asyncio.sleep(0, sum(items)))
+    else:
+        task = broker.task(batch=True)(lambda items: 1 * sum(items))
     assert task.task_name.startswith(f"{__name__}:lambda_")
     handles = [await task.kiq(number) for number in range(3)]
     await broker.wait_all()

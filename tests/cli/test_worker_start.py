@@ -15,6 +15,7 @@ import pytest
 from taskiq.cli.finding import (
     RegistrationError,
     StartError,
+    check_modules,
     find_broker,
     find_object,
     registration_told,
@@ -191,6 +192,51 @@ def test_an_error_of_the_application_is_not_taken_for_a_wrong_name(
         find_object("broken_of_start:broker", None, object, "broker")
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (
+            "shop_of_star",
+            "there is no module 'shop_of_star' in {app} nor among the installed "
+            "packages. Did you mean 'shop_of_start'?",
+        ),
+        (
+            "shop_of_start.task",
+            "there is no module 'shop_of_start.task' in {app}/shop_of_start. "
+            "Did you mean 'shop_of_start.tasks'?",
+        ),
+    ],
+)
+def test_a_wrong_name_of_a_module_of_tasks_is_told_in_the_same_way(
+    name: str,
+    reason: str,
+    app: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(app)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(StartError) as caught:
+        check_modules(["shop_of_start.tasks", name], None)
+    found = f"Cannot find the module {name!r} of tasks: "
+    assert str(caught.value) == found + reason.format(app=app)
+
+
+def test_a_module_that_cannot_import_another_one_is_there(
+    app: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(app)
+    check_modules(["broken_of_start"], None)
+    assert "broken_of_start" not in sys.modules
+
+
+def test_a_wrong_module_of_tasks_ends_the_worker_with_status_2(run: Run) -> None:
+    worker = run("app_of_start:broker", "no_such_of_start", "--workers=1")
+    assert worker.wait() == 2
+    [error] = errors(worker)
+    assert error.startswith("Cannot find the module 'no_such_of_start' of tasks: ")
+
+
 def test_a_wrong_name_is_one_line_and_status_2(run: Run, app: Path) -> None:
     worker = run("app_of_start:brokre", "--workers=3")
     assert worker.wait() == 2
@@ -287,11 +333,10 @@ def test_a_typo_that_a_running_worker_reads_on_a_reload_is_told_at_each_try(
     run: Run,
     app: Path,
 ) -> None:
+    (app / "mistyped_later_of_start.py").touch()
     worker = run("app_of_start:broker", "mistyped_later_of_start", "--workers=1")
-    worker.wait_for_line("Started process")
-    worker.wait_for_line("Cannot import mistyped_later_of_start")
-    (app / "mistyped_later_of_start.py").write_text(MISTYPED)
     worker.wait_for_line("Listening started")
+    (app / "mistyped_later_of_start.py").write_text(MISTYPED)
     worker.signal(signal.SIGHUP)
     worker.wait_for_line(re.escape(told(app, "mistyped_later_of_start")), 2)
     assert worker.stop() == 0

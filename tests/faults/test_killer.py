@@ -79,7 +79,8 @@ def settings_of(line: Line) -> Settings:
         url=URLS[line],
         results_url=REDIS,
         counts_url=REDIS,
-        redelivery=2.0,
+        # A busy machine must not let a lease end: that would be one delivery more.
+        redelivery=6.0,
         batch_size=100,
         batch_timeout=0.5,
         max_buffered=1000,

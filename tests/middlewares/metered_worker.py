@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.request import ProxyHandler, build_opener
 
-from taskiq import InMemoryBroker, NoResultError
+from taskiq import InMemoryBroker, NoResultError, SimpleRetryMiddleware
 from taskiq.middlewares import PrometheusMiddleware
 
 if TYPE_CHECKING:
@@ -23,8 +23,17 @@ if TYPE_CHECKING:
 
 async def run_tasks(*middlewares: PrometheusMiddleware) -> None:
     """Run a few tasks in what calls itself a worker process."""
-    broker = InMemoryBroker().with_middlewares(*middlewares)
+    retry = SimpleRetryMiddleware()
+    broker = InMemoryBroker().with_middlewares(retry, *middlewares)
     broker.is_worker_process = True
+
+    @broker.task("given", max_deliveries=2, on_failure="requeue")
+    async def given() -> None:
+        raise ValueError
+
+    @broker.task("again", retry_on_error=True, max_retries=2)
+    async def again() -> None:
+        raise ValueError
 
     @broker.task("plain")
     async def plain(value: int) -> int:
@@ -44,6 +53,8 @@ async def run_tasks(*middlewares: PrometheusMiddleware) -> None:
         await plain.kiq(value)
     for item in (1, 2, 3, 0):
         await batch.kiq(item)
+    await given.kiq()
+    await again.kiq()
     await broker.wait_all()
     await broker.shutdown()
 

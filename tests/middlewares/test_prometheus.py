@@ -96,6 +96,23 @@ def samples() -> Generator[dict[str, float]]:
         yield program.samples()
 
 
+def test_failures_are_counted_by_what_becomes_of_them_task_and_reason(
+    samples: dict[str, float],
+) -> None:
+    told = {k: v for k, v in samples.items() if k.startswith("taskiq_failures_")}
+    assert told == {
+        f'taskiq_failures_{ending}_total{{reason="error",task_name="{name}"}}': 1
+        for ending, name in (
+            ("acknowledged", "plain"),
+            ("acknowledged", "batch"),
+            ("acknowledged", "again"),
+            ("sent_again", "again"),
+            ("given_back", "given"),
+            ("dead_lettered", "given"),
+        )
+    }
+
+
 def test_plain_tasks_are_counted_and_timed_under_the_old_names(
     samples: dict[str, float],
 ) -> None:

@@ -194,7 +194,7 @@ async def test_an_error_in_one_member_does_not_mark_its_neighbours(
     first, second, third = executions(telemetry)
     assert second.status.status_code is StatusCode.ERROR
     assert second.status.description == "odd 1"
-    assert [event.name for event in second.events] == ["exception"]
+    assert [event.name for event in second.events] == ["exception", "taskiq.ending"]
     for span in (first, third, telemetry.span("batch/t")):
         assert span.status.status_code is StatusCode.UNSET
         assert span.events == ()
@@ -204,10 +204,12 @@ async def test_a_batch_whose_call_failed_is_an_error_span(telemetry: Telemetry) 
     broker = QueueBroker().with_middlewares(telemetry.middleware())
     await send_each_in_a_trace(telemetry, none_of(broker), range(2))
     await work(broker)
-    for span in (telemetry.span("batch/t"), *executions(telemetry)):
+    batch = telemetry.span("batch/t")
+    for span in (batch, *executions(telemetry)):
         assert span.status.status_code is StatusCode.ERROR
         assert span.status.description == "broken"
-        assert [event.name for event in span.events] == ["exception"]
+        told = ["exception"] if span is batch else ["exception", "taskiq.ending"]
+        assert [event.name for event in span.events] == told
 
 
 async def test_a_batch_that_wants_no_results_has_not_failed(

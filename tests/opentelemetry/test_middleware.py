@@ -320,7 +320,7 @@ async def test_a_failed_task_is_an_error_span_with_the_exception(
     await work(broker)
     span = telemetry.span("execute/t")
     assert_failed(span, "broken")
-    (event,) = span.events
+    event, _ = span.events
     details = dict(event.attributes or {})
     assert details["exception.type"] == "ValueError"
     assert details["exception.message"] == "broken"
@@ -351,16 +351,21 @@ def test_a_given_tracer_and_meter_are_used(telemetry: Telemetry) -> None:
 # -- Retries ----------------------------------------------------------------------
 
 
+def events_of(span: ReadableSpan) -> list[str]:
+    """Name its events, but for those that tell how a message ends."""
+    return [event.name for event in span.events if event.name != "taskiq.ending"]
+
+
 def assert_failed(span: ReadableSpan, text: str) -> None:
     assert span.status.status_code is StatusCode.ERROR
     assert span.status.description == text
-    assert [event.name for event in span.events] == ["exception"]
+    assert events_of(span) == ["exception"]
     assert "taskiq.retry.reason" not in attributes_of(span)
 
 
 def assert_retried(span: ReadableSpan, reason: str) -> None:
     assert span.status.status_code is StatusCode.UNSET
-    assert span.events == ()
+    assert events_of(span) == []
     assert attributes_of(span)["taskiq.retry.reason"] == reason
 
 
@@ -913,16 +918,40 @@ def test_a_middleware_without_providers_uses_the_global_ones(
     assert telemetry.span("send/t").end_time is not None
 
 
-async def test_a_span_tells_that_its_message_is_given_back_or_dead(
+@pytest.mark.parametrize(
+    ("keywords", "endings", "deliveries"),
+    [
+        (
+            {"max_deliveries": 2, "on_failure": "requeue"},
+            ["given_back", "dead_lettered"],
+            [1, 2],
+        ),
+        ({}, ["acknowledged"], [None]),
+        (
+            {"retry_on_error": True, "max_retries": 2},
+            ["sent_again", "acknowledged"],
+            [None] * 2,
+        ),
+    ],
+)
+@pytest.mark.parametrize("is_batch", [False, True])
+async def test_a_span_tells_how_its_message_ends(
+    keywords: dict[str, Any],
+    endings: list[str],
+    deliveries: list[int | None],
+    is_batch: bool,
     telemetry: Telemetry,
 ) -> None:
-    broker = InMemoryBroker().with_middlewares(telemetry.middleware())
+    middlewares = (SimpleRetryMiddleware(), telemetry.middleware())
+    broker = InMemoryBroker().with_middlewares(*middlewares)
 
-    @broker.task("t", max_deliveries=2, on_failure="requeue")
-    async def failing() -> None:
-        raise ValueError
+    async def failing(numbers: Any) -> None:
+        raise ValueError(numbers)
 
-    await failing.kiq()
+    if is_batch:
+        keywords = {**keywords, "batch": True, "batch_size": 1}
+    task: Any = broker.register_task(failing, "t", **keywords)
+    await task.kiq(1)
     await broker.wait_all()
     told = [
         dict(event.attributes or {})
@@ -930,5 +959,5 @@ async def test_a_span_tells_that_its_message_is_given_back_or_dead(
         for event in span.events
         if event.name == "taskiq.ending"
     ]
-    assert [each["taskiq.ending"] for each in told] == ["given_back", "dead_lettered"]
-    assert [each["taskiq.deliveries"] for each in told] == [1, 2]
+    assert [each["taskiq.ending"] for each in told] == endings
+    assert [each.get("taskiq.deliveries") for each in told] == deliveries

@@ -155,5 +155,8 @@ def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends(
         begin, end = lines
         assert re.search(BEGINS, begin), (kind, lines)
         assert "The broker is back after" in end, (kind, lines)
-    # Nor did a worker say anything of messages that did not come before.
-    assert set(before.values()) == {4}
+    # Nor did a worker say anything of messages that did not come before: all is of its
+    # start, with an advice for the plugin of lists.
+    assert {kind: count - 4 for kind, count in before.items() if count != 4} == {
+        "list": 1,
+    }

@@ -356,6 +356,19 @@ def test_no_more_calls_of_a_task_run_than_its_concurrency() -> None:
     assert list(offering.take().members) == ["c"]
 
 
+def test_a_batch_that_everybody_has_left_is_settled_when_its_call_ends() -> None:
+    offering = Offering(size=2)
+    offering.offer("ab")
+    batch = offering.take()
+    batch.move(BatchState.RUNNING)
+    for letter in batch.members:
+        letter.leave()
+    assert not offering.batcher.is_empty
+    offering.batcher.call_ended(batch)
+    assert batch.state is BatchState.SETTLED
+    offering.assert_nothing_is_left()
+
+
 def test_concurrency_counts_calls_not_the_settling_after_them() -> None:
     offering = Offering(size=1, concurrency=1)
     offering.offer("ab")
@@ -798,6 +811,62 @@ def test_a_group_without_a_batch_costs_nothing_while_its_task_is_busy() -> None:
     assert not lane.due
     assert not lane.waiting
     assert list(lane.groups.values()) == [[running.group]]
+
+
+def test_without_a_timeout_each_batch_is_due_at_once() -> None:
+    offering = Offering(timeout=0)
+    offering.offer("a")
+    assert offering.left() == [("a", FlushReason.TIMEOUT)]
+
+
+def test_whom_there_is_no_weight_left_for_makes_the_batch_before_due() -> None:
+    offering = Offering(max_weight=3)
+    offering.offer("ab", weight=2)
+    assert offering.left() == [("a", FlushReason.WEIGHT)]
+
+
+def test_a_group_lives_until_the_last_of_its_calls_has_ended() -> None:
+    offering = Offering(size=1)
+    offering.offer("ab")
+    first, second = offering.take(), offering.take()
+    offering.finish(first)
+    assert list(first.lane.groups.values()) == [[second.group]]
+    offering.finish(second)
+    offering.assert_nothing_is_left()
+
+
+def test_a_group_lives_exactly_while_a_member_of_it_waits() -> None:
+    offering = Offering(max_buffered=1)
+    offering.offer("a")
+    offering.offer("bc", group="outside")
+    inside, _, outside = (letter.group for letter in offering.offered)
+    groups = inside.lane.groups
+    assert offering.withdraw("b")
+    assert offering.member("d", group="outside").group is outside
+    assert offering.withdraw("c")
+    assert list(groups.values()) == [[inside]]
+
+
+class Alike(str):
+    """A key with the hash of every other one."""
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def test_groups_of_one_hash_are_told_apart_and_forgotten_one_by_one() -> None:
+    offering = Offering(size=2)
+    for member, key in zip("abcd", "xyxy", strict=True):
+        offering.offer(member, group=Alike(key))
+    first, second = offering.take(), offering.take()
+    assert [list(batch.members) for batch in (first, second)] == [
+        ["a", "c"],
+        ["b", "d"],
+    ]
+    offering.finish(second)
+    assert first.lane.groups == {0: [first.group]}
+    offering.finish(first)
+    offering.assert_nothing_is_left()
 
 
 # -- What withdrawing costs ---------------------------------------------------------

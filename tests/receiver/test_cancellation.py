@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from taskiq.outcome import Failed
+from taskiq.receiver.containment import attempt, first_step
 from taskiq.receiver.tasks import Tasks, uninterrupted
 from tests.support.limits import within
 from tests.support.virtual_time import run_virtual
@@ -59,6 +61,19 @@ def test_a_cancellation_at_the_very_moment_of_the_limit_is_one() -> None:
         assert task.cancelled()
 
     run_virtual(main())
+
+
+def test_what_has_ended_or_runs_in_no_loop_is_neither_stopped_nor_own() -> None:
+    async def main() -> Tasks:
+        tasks = Tasks(asyncio.get_running_loop())
+        task = tasks.begin(asyncio.sleep(1), None)
+        assert task is not None
+        await task
+        tasks.stop(task)
+        assert not tasks._stopped
+        return tasks
+
+    assert not run_virtual(main()).is_own()
 
 
 def test_what_ends_in_spite_of_its_limit_is_done_and_nobody_is_cancelled() -> None:
@@ -208,3 +223,25 @@ def test_a_cancellation_reaches_what_only_lets_others_run() -> None:
             await task
 
     run_virtual(main())
+
+
+# -- What is called where no event loop runs ----------------------------------------
+
+
+def test_a_first_step_is_taken_and_contained_without_a_task() -> None:
+    async def text() -> str:
+        return "async"
+
+    assert first_step(text) == "async"
+    assert first_step(lambda: "sync") == "sync"
+    failed = first_step(int, "no number")
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, ValueError)
+
+
+def test_who_stops_the_process_is_not_contained() -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt(stop)

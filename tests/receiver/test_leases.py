@@ -7,13 +7,16 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from taskiq import AckableMessage, BrokerMessage
-from taskiq.receiver import Receiver
-from taskiq.receiver.leases import seconds_between
+from taskiq.receiver import Receiver, leases
+from taskiq.receiver.delivery import Delivery
+from taskiq.receiver.leases import Leases, by_group, seconds_between
+from taskiq.receiver.states import MessageState
 from tests.support.brokers import QueueBroker
 from tests.support.virtual_time import run_virtual
 
@@ -217,8 +220,8 @@ def test_a_message_without_a_lease_begins_nothing() -> None:
         listening = asyncio.ensure_future(receiver.listen(finish))
         await slow.kiq()
         await asyncio.sleep(1)
-        leases = receiver.runtime.leases
-        assert (leases._task, leases._held) == (None, [])
+        kept = receiver.runtime.leases
+        assert (kept._task, kept._held) == (None, [])
         finish.set()
         await listening
         assert len(broker.acked) == 1
@@ -231,3 +234,22 @@ def test_leases_are_renewed_at_half_of_the_shortest() -> None:
     assert seconds_between([None], 8) == 4
     assert seconds_between([None, 60], 80) == 30
     assert seconds_between([0.001], None) == 0.05
+
+
+def test_only_what_has_a_lease_can_be_renewed() -> None:
+    assert by_group([AckableMessage(data=b"", ack=print)]) == ([], [])
+
+
+async def test_what_has_ended_is_not_kept_in_mind_until_the_next_renewing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leases, "_FEW", 4)
+    broker = LeasingBroker()
+    kept = Leases(broker)
+    for _ in range(20):
+        delivery = Delivery(broker, b"")
+        delivery.controller = SimpleNamespace(is_acked=False)  # type: ignore[assignment]
+        kept.hold(delivery)
+        delivery.end(MessageState.LEFT)
+        assert len(kept._held) <= 4 + 1
+    kept.close()

@@ -8,6 +8,7 @@ import functools
 import gc
 import logging
 import sys
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from taskiq import AckableMessage, TaskiqMessage, TaskiqMiddleware
 from taskiq.receiver import Receiver
+from taskiq.receiver.stop import Stop
 from tests.support.brokers import QueueBroker, message_bytes
 from tests.support.virtual_time import run_virtual, virtual
 from tests.support.worker import GatedWorker, complaints
@@ -1387,3 +1389,23 @@ async def test_a_hook_that_cancels_itself_is_told_and_ends_nobody_else(
     assert worker.broker.acked[-1] == "b"
     assert any("task work with ID a" in line for line in complaints(caplog))
     worker.assert_capacity_is_restored(1, 1)
+
+
+def test_only_the_first_moment_at_which_a_stop_is_asked_for_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = iter([10.0, 13.0, 16.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    stop = Stop()
+    stop.ask()
+    stop.ask()
+    assert (stop.left(5), stop.is_over(5)) == (2.0, True)
+
+
+@pytest.mark.parametrize("stage", ["prefetcher", "runner"])
+async def test_the_stages_of_a_listen_run_nowhere_else(stage: str) -> None:
+    receiver = Receiver(QueueBroker(), run_startup=False)
+    queue: asyncio.Queue[Any] = asyncio.Queue()
+    given = {"prefetcher": (queue, asyncio.Event()), "runner": (queue,)}
+    with pytest.raises(RuntimeError, match=r"inside its listen\(\)"):
+        await getattr(receiver, stage)(*given[stage])

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskiq.rates import LATENESS, Request, store_of
-from taskiq.receiver.paces import HORIZON, PATIENCE, RETRY_AFTER
+from taskiq.rates import LATENESS, Request, Turns, store_of
+from taskiq.receiver.paces import HORIZON, PATIENCE, RETRY_AFTER, SharedPace
 from tests.support.rates import Turnstile
 from tests.support.virtual_time import run_virtual
 from tests.support.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _KINDS = ["plain", "batch"]
 
@@ -144,7 +147,8 @@ def test_without_its_store_each_process_keeps_the_rate_and_says_so_once(
     trouble: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    fleet = Fleet(kind, "2/s", max_prefetch=400)
+    # It answers late enough for a call to start meanwhile.
+    fleet = Fleet(kind, "2/s", max_prefetch=400, store=Turnstile(0.3))
     setattr(fleet.store, trouble, True)
 
     async def main() -> None:
@@ -157,11 +161,12 @@ def test_without_its_store_each_process_keeps_the_rate_and_says_so_once(
     with caplog.at_level(logging.INFO):
         run_virtual(main())
     begin = fleet.starts[0][0]
-    assert begin <= PATIENCE + 0.01
+    assert begin <= PATIENCE + 0.31
     for number in range(2):
         own = [moment for moment, of in fleet.starts if of == number]
         alone = [moment for moment in own if begin <= moment < begin + 59.9]
         assert len(alone) == pytest.approx(120, rel=0.05)
+        assert all(b - a >= 0.5 - LATENESS for a, b in itertools.pairwise(own))
     back = PATIENCE + 60 + RETRY_AFTER + PATIENCE + 1
     assert fleet.within(back, back + 60) == pytest.approx(120, rel=0.05)
     said = [each.getMessage() for each in caplog.records if "across" in each.message]
@@ -270,3 +275,44 @@ def test_turns_of_a_store_are_an_interval_apart(
         assert all(b - a >= 0.5 - 1e-6 for a, b in itertools.pairwise(moments))
 
     run_virtual(main())
+
+
+class Desk:
+    """Asks a store that answers when it is told to."""
+
+    def __init__(self, rate: str) -> None:
+        self.asked: list[Request] = []
+        self.ended: list[Request] = []
+        self.pace = SharedPace("task", rate, self._ask)
+
+    def _ask(self, _: SharedPace, request: Request) -> Callable[[], object]:
+        self.asked.append(request)
+        return lambda: self.ended.append(request)
+
+
+def test_a_turn_that_passed_while_nobody_waited_is_used_by_nobody() -> None:
+    """Who comes after that asks for another one: it may be that of a process by now."""
+    desk = Desk("1/s")
+    pace = desk.pace
+    pace.want(0, 1)
+    pace.answered(0, desk.asked[0], Turns(5, ""))
+    pace.rest()  # it was aborted
+    pace.want(5 + LATENESS, 1)
+    assert pace.is_due(5 + LATENESS)
+    pace.rest()
+    pace.want(5.1, 1)
+    assert not pace.is_due(5.1)
+    assert len(desk.asked) == 2
+
+
+def test_an_answer_that_comes_too_late_is_not_used() -> None:
+    desk = Desk("1/s")
+    pace = desk.pace
+    pace.want(0, 1)
+    pace.want(PATIENCE, 1)
+    assert desk.ended == desk.asked
+    assert pace.is_due(PATIENCE)  # this process keeps the rate by itself
+    pace.answered(PATIENCE, desk.asked[0], Turns(7, ""))
+    assert pace.is_due(PATIENCE)
+    pace.start(PATIENCE)
+    assert pace.next_at == PATIENCE + 1

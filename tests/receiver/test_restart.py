@@ -7,6 +7,7 @@ import gc
 import logging
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ from taskiq.health import ListenerState
 from taskiq.outage import brief
 from taskiq.receiver import Receiver
 from taskiq.receiver.restart import ListenLoop, RestartDelays, reconnect
+from taskiq.receiver.source import is_disconnected
 from tests.support.brokers import QueueBroker
 from tests.support.virtual_time import virtual
 
@@ -247,6 +249,35 @@ async def test_the_queue_is_declared_again_and_hooks_are_not_run_again() -> None
         assert hooks.calls == STARTED
     await broker.shutdown()
     assert hooks.calls == STARTED + STOPPED
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionError("reset"), asyncio.CancelledError()],
+    ids=repr,
+)
+@virtual
+async def test_connections_that_cannot_be_closed_are_opened_anew_all_the_same(
+    error: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hooks = Hooks()
+    broker = ServerBroker(Server())
+    hooks.watch(broker)
+    await broker.startup()
+    starts: list[str] = []
+
+    async def shutdown() -> None:
+        raise error
+
+    async def startup() -> None:
+        starts.append("startup")
+
+    monkeypatch.setattr(broker, "shutdown", shutdown)
+    monkeypatch.setattr(broker, "startup", startup)
+    await reconnect(broker)
+    assert starts == ["startup"]
+    assert hooks.calls == STARTED
 
 
 @virtual
@@ -745,3 +776,32 @@ async def test_each_attempt_to_start_a_broker_is_told_in_a_line(
 
 def test_an_error_without_a_text_is_told_by_its_name() -> None:
     assert brief(TimeoutError()) == "TimeoutError"
+
+
+def connection(*, is_connected: bool) -> SimpleNamespace:
+    connected = asyncio.Event()
+    if is_connected:
+        connected.set()
+    return SimpleNamespace(connected=connected)
+
+
+@pytest.mark.parametrize(
+    ("client", "is_away"),
+    [
+        ({}, False),
+        ({"read_conn": connection(is_connected=True)}, False),
+        ({"read_conn": connection(is_connected=False)}, True),
+        ({"read_conn": SimpleNamespace(connected="yes")}, False),
+        ({"client": SimpleNamespace(is_reconnecting=False)}, False),
+        ({"client": SimpleNamespace(is_reconnecting=True)}, True),
+        ({"client": SimpleNamespace(is_reconnecting="unknown")}, False),
+    ],
+)
+def test_a_client_that_says_so_is_known_to_be_without_its_server(
+    client: dict[str, Any],
+    is_away: bool,
+) -> None:
+    broker = QueueBroker()
+    for name, value in client.items():
+        setattr(broker, name, value)
+    assert is_disconnected(broker) is is_away

@@ -93,6 +93,27 @@ def calls_until_death(
                 return
 
 
+@pytest.mark.parametrize(
+    ("deliveries", "ran", "waited", "unknown", "count"),
+    [
+        (1, 0, 0, 0, 1),
+        (4, 0, 0, 0, 4),
+        (4, 1, 2, 0, 2),
+        (4, 1, 1, 1, 3),
+        (2, 4, 0, 0, 5),
+        (20, 0, 16, 0, 4),
+        (20, 0, 19, 0, 4),
+    ],
+)
+def test_a_death_counts_for_those_that_may_have_run(
+    deliveries: int, ran: int, waited: int, unknown: int, count: int
+) -> None:
+    """Not more than 16 are excused: something may kill before it runs."""
+    kinds = ((ran, frozenset("a")), (waited, frozenset("b")), (unknown, None))
+    deaths = [Death(0.0, ids) for number, ids in kinds for _ in range(number)]
+    assert counted(deliveries, "a", deaths) == count
+
+
 @given(
     size=st.integers(2, 128),
     count=st.integers(1, 300),

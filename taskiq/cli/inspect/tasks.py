@@ -14,7 +14,12 @@ from taskiq.advice import advise, batch_configs, settings_of
 from taskiq.batch import BATCH_ARGUMENTS
 from taskiq.callables import function_name
 from taskiq.cli.common_args import DEFAULT_TASKS_PATTERN
-from taskiq.cli.finding import StartError, find_broker, registration_told
+from taskiq.cli.finding import (
+    StartError,
+    check_modules,
+    find_broker,
+    registration_told,
+)
 from taskiq.cli.inspect.flushes import flush_lines, merged
 from taskiq.cli.inspect.table import prose, table, warning
 from taskiq.cli.utils import import_tasks
@@ -63,6 +68,7 @@ def load(
     """
     with _complaints() as warnings, registration_told():
         broker = find_broker(spec, app_dir)
+        check_modules(modules, app_dir)
         import_tasks(modules, patterns, discover)
     return Application(spec, broker, [*warnings, *_advice(broker)])
 

@@ -10,7 +10,12 @@ from functools import partial
 from logging import basicConfig, getLogger
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from taskiq.cli.finding import StartError, find_or_make, registration_told
+from taskiq.cli.finding import (
+    StartError,
+    check_modules,
+    find_or_make,
+    registration_told,
+)
 from taskiq.cli.installation import check_installation
 from taskiq.cli.scheduler.agenda import (
     Agenda,
@@ -482,6 +487,7 @@ def _import_application(args: SchedulerArgs) -> TaskiqScheduler:
                 args.scheduler, args.app_dir, TaskiqScheduler, "scheduler"
             )
             scheduler.broker.is_scheduler_process = True
+            check_modules(args.modules, args.app_dir)
             import_tasks(args.modules, args.tasks_pattern, args.fs_discover)
     except StartError as exc:
         logger.error("%s", exc)  # noqa: TRY400 - the line says it all

@@ -16,6 +16,7 @@ from taskiq.brokers.shared_broker import AsyncSharedBroker
 from taskiq.cli.finding import (
     RegistrationError,
     StartError,
+    check_modules,
     find_broker,
     find_object,
     registration_told,
@@ -187,6 +188,7 @@ def _import_application(args: WorkerArgs) -> AsyncBroker:
     with registration_told():
         broker = find_broker(args.broker, args.app_dir)
         broker.is_worker_process = True
+        check_modules(args.modules, args.app_dir)
         import_tasks(args.modules, args.tasks_pattern, args.fs_discover)
     _check_that_it_listens(args.broker, broker)
     return broker
