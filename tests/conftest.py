@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -52,6 +53,15 @@ def pytest_make_collect_report() -> Generator[
     if _nothing_may_be_skipped():
         _fail_if_skipped(report)
     return report
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected out of every later garbage collection.
+
+    Some tests collect hundreds of times, as each restart of a listener does.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_auto_num_workers() -> int:
