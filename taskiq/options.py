@@ -38,7 +38,8 @@ _NAMES: Final = (
 )
 _OPTIONS: Final = (*BATCH_ARGUMENTS, *_NAMES)
 
-#: So many first letters are right in what is taken for a typo: `match` is no `batch`.
+#: So many first letters are right in what is taken for a typo, if a letter is another:
+#: `match` is no `batch`. One is enough if it is left out, added or swapped.
 _SAME_LETTERS: Final = 2
 
 
@@ -68,10 +69,16 @@ def check_labels(task_name: str, keywords: Mapping[str, Any]) -> None:
 def nearest_option(name: str, options: Iterable[str]) -> str | None:
     """Find the option that a name is, or is one edit away from."""
     for option in options:
-        begins_alike = name[:_SAME_LETTERS] == option[:_SAME_LETTERS]
-        if name == option or (begins_alike and is_one_edit_away(name, option)):
+        is_typo = is_one_edit_away(name, option) and _begins_alike(name, option)
+        if name == option or is_typo:
             return option
     return None
+
+
+def _begins_alike(name: str, option: str) -> bool:
+    is_replaced = len(name) == len(option) and sorted(name) != sorted(option)
+    letters = _SAME_LETTERS if is_replaced else 1
+    return name[:letters] == option[:letters]
 
 
 def is_one_edit_away(one: str, other: str) -> bool:

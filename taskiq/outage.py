@@ -124,6 +124,16 @@ class Outage:
             is_told=is_to_be_told or not is_up,
         )
 
+    def lost(self, reason: str) -> None:
+        """Tell that what is listened to is gone; what was read ends before a restart.
+
+        :param reason: what is gone.
+        """
+        self._is_listener_away = True
+        _, is_to_be_told = self._note()
+        what = "The listener failed, it is started again once what it has read is done"
+        self._tell(f"{what}: {reason}.", None, is_told=is_to_be_told)
+
     def disconnected(self) -> None:
         """Tell that a client has lost its server, and connects again by itself."""
         self._is_listener_away = True

@@ -270,6 +270,10 @@ class ListenLoop:
         while reason is None:
             await self._look_at_connection(_LOOK_INTERVAL)
             reason = await source.lost()
+        if not stop.is_set():
+            # Told before what was read has ended: that may take long.
+            self._not_listening_since = clock()
+            self._outage.lost(reason)
         stop.set()
         return reason
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.chunks import CHUNK_LABEL, is_chunk
 from taskiq.exceptions import TaskAbortedError
+from taskiq.outage import brief
 from taskiq.rates import store_of
 from taskiq.receiver.aborting import Aborting, abort, log_aborted
 from taskiq.receiver.admission import Admission
@@ -200,7 +201,7 @@ class Runtime:
         if isinstance(error, TaskAbortedError):
             log_aborted([delivery])
         else:
-            logger.error("Cannot run %s: %s", delivery, error, exc_info=error)
+            logger.error("Cannot run %s: %s", delivery, brief(error), exc_info=error)
         self.settlement.give_results([delivery], [failed], 0.0)
 
     async def _fail(self, delivery: Delivery, failed: Failed) -> None:

@@ -509,6 +509,10 @@ def test_a_batch_name_without_batch_true_is_refused(
         ("batchsize", "batch_size"),
         ("bacth_size", "batch_size"),
         ("timout", "timeout"),
+        ("btch", "batch"),
+        ("rte", "rate"),
+        ("uniqe", "unique"),
+        ("pirority", "priority"),
         ("timeouts", "timeout"),
         ("max_retires", "max_retries"),
         ("ack_typ", "ack_type"),
@@ -525,6 +529,18 @@ def test_a_label_one_edit_away_from_an_option_is_refused(
     decorate: Any = broker.task
     with pytest.raises(TaskiqLabelError, match=f" {typo}= .*did you mean {meant}="):
         decorate(**batch, **{typo: 3})(to_each)
+
+
+async def test_an_item_of_another_type_is_told_in_one_line(
+    broker: InMemoryBroker,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    task: Any = broker.task("mine", batch=True)(to_each)
+    await task.kiq("x")
+    await broker.wait_all()
+    [told] = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert ": ValidationError: 1 validation error for int Input" in told.getMessage()
+    assert "\n" not in told.getMessage()
 
 
 async def test_labels_of_ones_own_stay_labels(broker: InMemoryBroker) -> None:

@@ -98,7 +98,7 @@ BROKERS = {
 }
 #: Seconds without messages, more than any client waits for one; and without a server.
 IDLE, AWAY = 6, 5
-BEGINS = r"The listener failed, it is started again in|The broker is away, its client"
+BEGINS = r"The listener failed, it is started again|The broker is away, its client"
 
 
 def way_to(server: Server) -> tuple[Proxy, str]:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskiq import AckableMessage, TaskiqMiddleware
+from taskiq import AckableMessage, TaskiqMessage, TaskiqMiddleware
 from taskiq.events import TaskiqEvents
 from taskiq.health import ListenerState
 from taskiq.outage import brief
@@ -550,27 +550,72 @@ async def test_a_server_that_does_not_answer_has_lost_no_consumer() -> None:
         assert len(broker.listened) == 1
 
 
+class Connection:
+    closed = 0
+
+
+class PostgresBroker(ServerBroker):
+    _owns_read_conn = True
+    _read_conn: Connection | None = None
+
+    async def startup(self) -> None:
+        await super().startup()
+        self._read_conn = self._read_conn or Connection()
+
+    def close(self) -> None:
+        assert self._read_conn is not None
+        self._read_conn.closed = 1
+
+
 @virtual
 async def test_a_closed_connection_that_nobody_reads_is_noticed() -> None:
-    class Connection:
-        closed = 0
-
-    class PostgresBroker(ServerBroker):
-        _owns_read_conn = True
-        _read_conn: Connection | None = None
-
-        async def startup(self) -> None:
-            await super().startup()
-            self._read_conn = self._read_conn or Connection()
-
     broker = PostgresBroker(Server())
     async with Running(loop_for(broker)):
         await asyncio.sleep(10)
-        assert broker._read_conn is not None
-        broker._read_conn.closed = 1
+        broker.close()
         await asyncio.sleep(10)
+        assert broker._read_conn is not None
         assert broker._read_conn.closed == 0
         assert len(broker.listened) == 2
+
+
+@virtual
+async def test_a_lost_connection_is_told_before_what_was_read_has_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Busy(PostgresBroker):
+        async def listen(self) -> AsyncGenerator[bytes | AckableMessage, None]:
+            if not self.listened:
+                message = TaskiqMessage(
+                    task_id="1", task_name="work", labels={}, args=[], kwargs={}
+                )
+                yield self.formatter.dumps(message).message
+            async for other in super().listen():
+                yield other
+
+    broker = Busy(Server())
+
+    @broker.task("work")
+    async def work() -> None:
+        await asyncio.sleep(50)
+
+    loop = loop_for(broker)
+    async with Running(loop):
+        await asyncio.sleep(10)
+        broker.close()
+        await asyncio.sleep(10)
+        assert len(broker.listened) == 1
+        assert loop.state is ListenerState.AWAY
+        [told] = warnings(caplog)
+        assert told.getMessage() == (
+            "The listener failed, it is started again once what it has read is done: "
+            "the connection that tells of messages was closed."
+        )
+        await asyncio.sleep(100)
+        assert len(broker.listened) == 2
+        assert loop.state.name == "LISTENING"
+    [_, ended] = warnings(caplog)
+    assert ended.getMessage().startswith("The broker is back after 37")
 
 
 # -- What it says ------------------------------------------------------------------
