@@ -86,8 +86,10 @@ def largest_part(root: Any, path: str) -> tuple[str, str]:
 
 def kind_of(value: object) -> str:
     """Name the type of a value; a class is named itself, as it was hardly meant."""
-    if isinstance(value, type):
-        return f"the class {_name_of(value)}"
+    # Not by `isinstance`, which asks the value: a proxy of nothing would raise.
+    if issubclass(type(value), type):
+        named: Any = value
+        return f"the class {_name_of(named)}"
     return _name_of(type(value))
 
 
@@ -131,6 +133,14 @@ def _bad_part(
 
 
 def _parts_of(value: Any) -> Iterator[_Part]:
+    """Walk the parts of a value, up to where it fails to show them."""
+    try:
+        yield from _shown_parts_of(value)
+    except Exception:  # noqa: BLE001 - a closed shelf, a proxy of nothing: hooks of users
+        return
+
+
+def _shown_parts_of(value: Any) -> Iterator[_Part]:
     whole: Any = value  # for the type checkers, to which a list is one of unknowns
     if isinstance(value, Mapping):
         for key, item in whole.items():

@@ -353,7 +353,8 @@ class AsyncKicker(ManySender[_FuncParams, _ReturnType]):
         try:
             return _plain_data(arg)
         except Exception:
-            if isinstance(arg, type):
+            # Not by `isinstance`, which asks the argument: a proxy of nothing raises.
+            if issubclass(type(arg), type):
                 raise
             # Its hooks raise anything; dumping it tells whether that matters.
             return arg

@@ -185,7 +185,7 @@ def count(told: int | None, labels: Mapping[str, Any]) -> int | None:
     """
     try:
         earlier = max(int(labels.get(EARLIER_LABEL) or 0), 0)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         earlier = 0
     if told is None:
         return earlier + 1 if earlier else None

@@ -17,7 +17,12 @@ from typing import (
 
 from taskiq.bulk import CHUNK_SIZE, cancel_all
 from taskiq.chunks import AsyncTaskiqChunk
-from taskiq.exceptions import SendManyError, SendTaskError
+from taskiq.exceptions import (
+    SendManyError,
+    SendTaskError,
+    UnsendableArgumentError,
+    UnsendableBytesError,
+)
 from taskiq.hooks import hooks_of
 from taskiq.task import AsyncTaskiqTask
 from taskiq.unsendable import dump_message, refused_by
@@ -569,7 +574,7 @@ class Sending:
             task_name=self._task_name,
             total=self._total,
             failed=len(self._errors),
-            first=f"{first}: {_reason(self._errors[first])!r}",
+            first=f"{first}: {_reason(self._errors[first])}",
             errors=dict(sorted(self._errors.items())),
             handles=dict(sorted(self._handles.items())),
         )
@@ -667,6 +672,7 @@ async def _kick_many(
     return outcomes
 
 
-def _reason(error: Exception) -> BaseException:
-    """Give what says why: the cause of an error that says only that."""
-    return error.__cause__ or error
+def _reason(error: Exception) -> str:
+    """Say why: an error that names the argument does, of others their cause."""
+    is_named = isinstance(error, (UnsendableArgumentError, UnsendableBytesError))
+    return str(error) if is_named else repr(error.__cause__ or error)

@@ -55,6 +55,13 @@ def test_a_label_is_one_line_of_limited_length(error: str) -> None:
     assert len(told.splitlines()) <= 1
 
 
+def test_what_no_server_encodes_is_escaped_in_a_label() -> None:
+    labels = DeadLetter(b"", "error", "no file \udcff", task_name="\ud800").labels
+    assert labels["X-Taskiq-dead-error"] == r"no file \udcff"
+    assert labels["X-Taskiq-dead-task"] == r"\ud800"
+    assert len(DeadLetter(b"", "\ud800" * 500).labels["X-Taskiq-dead-reason"]) <= 500
+
+
 def test_a_retry_sends_the_bytes_as_they_were_but_for_own_labels() -> None:
     formatter = InMemoryBroker().formatter
     wire = '{"task_id":"1", "task_name":"t","labels":%s,"labels_types":%s,'

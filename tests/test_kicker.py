@@ -558,6 +558,17 @@ async def test_an_argument_that_cannot_be_serialised_is_named_with_its_type(
     assert broker.take_all() == []
 
 
+async def test_a_proxy_of_nothing_is_an_argument_that_cannot_be_serialised(
+    kicker: AnyKicker,
+) -> None:
+    class Proxy:
+        def __getattribute__(self, name: str) -> Any:
+            raise RuntimeError("there is no request")
+
+    with pytest.raises(UnsendableArgumentError, match=r"args\[0\] is of type .*Proxy"):
+        await kicker.kiq(Proxy())
+
+
 async def test_a_label_of_a_hook_that_cannot_be_serialised_is_named(
     kicker: AnyKicker,
     broker: QueueBroker,

@@ -352,6 +352,15 @@ class Picky(TaskiqMiddleware):
             raise OSError("cannot note it")
 
 
+async def test_the_error_names_the_argument_that_cannot_be_serialised(
+    broker: BulkBroker,
+) -> None:
+    kicker: AsyncKicker[..., Any] = AsyncKicker("name", broker, {})
+    expected = r'first for item 1: .* args\[0\]\["rows"\]\[0\] is of type object'
+    with pytest.raises(SendManyError, match=expected):
+        await kicker.kiq_many(["good", {"rows": [object()]}])
+
+
 async def test_each_item_fails_for_itself_and_the_error_tells_all(
     broker: BulkBroker,
 ) -> None:

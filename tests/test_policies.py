@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import runpy
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,14 @@ def test_what_a_task_does_not_say_its_broker_does() -> None:
 
 @pytest.mark.parametrize(
     ("told", "label", "counted"),
-    [(None, None, None), (2, None, 2), (1, "3", 4), (None, "3", 4), (1, "x", 1)],
+    [
+        (None, None, None),
+        (2, None, 2),
+        (1, "3", 4),
+        (None, "3", 4),
+        (1, "x", 1),
+        (1, math.inf, 1),
+    ],
 )
 def test_deliveries_are_counted_on_when_a_message_is_sent_again(
     told: int | None, label: Any, counted: int | None

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import pickle
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,6 +36,26 @@ SERIALIZERS = [
     CBORSerializer,
     PickleSerializer,
 ]
+
+
+class ProxyOfNothing:
+    """Stands for an object that is there only while a request is served."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("there is no request")
+
+
+class ClosedShelf(Mapping[str, int]):
+    """A mapping whose items can no longer be read."""
+
+    def __getitem__(self, key: str) -> int:
+        raise ValueError("invalid operation on closed shelf")
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[str]:
+        raise ValueError("invalid operation on closed shelf")
 
 
 class SerializingBackend(AsyncResultBackend[Any]):
@@ -155,6 +176,20 @@ async def test_what_one_serializer_refuses_is_named(
     error = unstorable(await stored_of(backend, returned(value)))
 
     assert (error.path, error.kind) == (path, kind)
+
+
+@pytest.mark.parametrize("make_serializer", SERIALIZERS)
+@pytest.mark.parametrize("make_value", [ProxyOfNothing, ClosedShelf])
+async def test_what_raises_when_it_is_looked_into_is_named_itself(
+    make_serializer: type[TaskiqSerializer],
+    make_value: Callable[[], object],
+) -> None:
+    backend = SerializingBackend(make_serializer())
+
+    error = unstorable(await stored_of(backend, returned([make_value()])))
+
+    kind = f"{__name__}.{make_value.__name__}"
+    assert (error.path, error.kind) == ("return_value[0]", kind)
 
 
 @pytest.mark.parametrize("mode", ["w", "r"])

@@ -101,8 +101,9 @@ def letter_of(data: bytes, labels: Mapping[Any, Any], own_id: str = "") -> DeadL
 
 
 def _header(text: str) -> str:
-    """Write a label on one line, as headers of messages must be."""
-    return " ".join(text[:_MOST].split())
+    """Write a label on one line that can be encoded, as headers of messages must be."""
+    escaped = text[:_MOST].encode("utf-8", "backslashreplace").decode()
+    return " ".join(escaped[:_MOST].split())
 
 
 def _text(value: Any) -> str:
