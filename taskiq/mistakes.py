@@ -55,7 +55,7 @@ class SendCheck:
             raise self._misfit("the item is missing")
         item: Any = bound.get(self._first)
         # Any other value is cast by the worker, as it says.
-        if type(item) is list and self._is_many(item):
+        if _is_list(item) and self._is_many(item):
             raise TypeError(
                 f"{self._name}.kiq() takes one item of {self._first!r}, of type "
                 f"{_text_of(self._element)}, and was given a list of {len(item)}: the "
@@ -71,7 +71,7 @@ class SendCheck:
             list of items.
         """
         for index, item in enumerate(items):
-            if type(item) is list and self._is_many(item):
+            if _is_list(item) and self._is_many(item):
                 raise TypeError(
                     f"items[{index}] of {self._name}.kiq_chunk() is a list of "
                     f"{len(item)}; an item is of type {_text_of(self._element)}",
@@ -199,6 +199,11 @@ def _example(name: str, kind: Any, task: str) -> str:
     if getattr(kind, "__name__", "") in {"Context", "BatchContext"}:
         return f"taskiq.testing.context_for({task}, ...)"
     return f"my_{name}"
+
+
+def _is_list(item: object) -> bool:
+    """Look without asking the item: a proxy of nothing raises."""
+    return type(item) is list
 
 
 def _text_of(hint: Any) -> str:
