@@ -27,7 +27,9 @@ class Source:
 
     def __init__(self, broker: AsyncBroker) -> None:
         self._broker: Any = broker
-        self._created: object = None
+        self._is_known = False
+        #: Where the consumer pushes messages to; `None` where they are pulled.
+        self._subject: object = None
 
     async def lost(self) -> str | None:
         """Say what is gone that the broker would wait for in vain, if anything is.
@@ -48,10 +50,14 @@ class Source:
             if getattr(exc, "code", None) == _NOT_FOUND:
                 return "the JetStream consumer or its stream was deleted"
             return None
-        created = getattr(info, "created", None)
-        if self._created is None:
-            self._created = created
-        if created != self._created:
+        # Who pulls asks for messages by the name of the consumer, and who is pushed to
+        # reads what it pushes to: not when it was made, which is another moment after
+        # each restart of some servers.
+        config = getattr(info, "config", None)
+        subject: object = getattr(config, "deliver_subject", None)
+        if not self._is_known:
+            self._is_known, self._subject = True, subject
+        if subject != self._subject:
             return "the JetStream consumer was deleted and made anew"
         return None
 

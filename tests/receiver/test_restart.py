@@ -478,9 +478,16 @@ async def test_a_cancellation_during_a_first_start_is_raised() -> None:
 # -- What cannot be noticed by listening -------------------------------------------
 
 
+class Config:
+    def __init__(self, subject: str | None) -> None:
+        self.deliver_subject = subject
+
+
 class Info:
-    def __init__(self, created: int) -> None:
-        self.created = created
+    def __init__(self, subject: str | None) -> None:
+        # Some servers say another moment after each restart.
+        self.created = now()
+        self.config = Config(subject)
 
 
 class NotFoundError(Exception):
@@ -490,7 +497,7 @@ class NotFoundError(Exception):
 class Consumer:
     """A consumer of JetStream: the client waits on when it is gone."""
 
-    def __init__(self, stream: list[int]) -> None:
+    def __init__(self, stream: list[str | None]) -> None:
         self._stream = stream
         self.error: Exception | None = None
 
@@ -505,12 +512,13 @@ class Consumer:
 class JetStreamBroker(ServerBroker):
     def __init__(self, server: Server) -> None:
         super().__init__(server)
-        self.stream: list[int] = []
+        self.stream: list[str | None] = []
+        self.is_pushed = True
 
     async def startup(self) -> None:
         await super().startup()
         if not self.stream:
-            self.stream.append(int(now() * 10))
+            self.stream.append(f"inbox-{now()}" if self.is_pushed else None)
         self.consumer = Consumer(self.stream)
 
 
@@ -519,7 +527,7 @@ def delete(broker: JetStreamBroker) -> None:
 
 
 def replace(broker: JetStreamBroker) -> None:
-    broker.stream[:] = [int(now() * 10)]
+    broker.stream[:] = [f"inbox-{now()}"]
 
 
 @pytest.mark.parametrize("change", [delete, replace])
@@ -538,6 +546,18 @@ async def test_a_consumer_that_is_gone_is_noticed_within_seconds(
         assert "the JetStream consumer" in caplog.text
         await asyncio.sleep(100)
         assert len(broker.listened) == 2
+
+
+@pytest.mark.parametrize("is_pushed", [False, True])
+@virtual
+async def test_a_consumer_that_was_made_at_another_moment_is_still_there(
+    is_pushed: bool,
+) -> None:
+    broker = JetStreamBroker(Server())
+    broker.is_pushed = is_pushed
+    async with Running(loop_for(broker)):
+        await asyncio.sleep(100)
+        assert len(broker.listened) == 1
 
 
 @virtual
