@@ -29,6 +29,7 @@ try:
     import taskiq_nats as plugin
     from nats.js.api import KeyValueConfig
     from nats.js.errors import (
+        APIError,
         BucketNotFoundError,
         KeyNotFoundError,
         KeyWrongLastSequenceError,
@@ -61,6 +62,8 @@ _RESULTS_AT_ONCE: Final = 100
 _LONGEST_HOLD: Final = 30 * 86400
 #: How often to look again at a key that others have changed meanwhile.
 _MOST_LOOKS: Final = 100
+#: What the server says of a key that is not as it was seen.
+_WRONG_LAST_SEQUENCE: Final = 10071
 
 
 def _size(message: BrokerMessage) -> int:
@@ -246,7 +249,7 @@ class _UniqueKeys(UniqueStore):
     """Keys of unique tasks in a bucket of keys and values, made when it is needed.
 
     Each write is for the revision that was read. The clocks of the processes tell the
-    time. What is released is removed, and leaves no marker.
+    time. What is released leaves a small marker, for as long as keys are kept.
     """
 
     def __init__(self, results: NATSObjectStoreResultBackend[Any]) -> None:
@@ -294,12 +297,15 @@ class _UniqueKeys(UniqueStore):
             holder = await _look(bucket, name)
             if holder is None or holder.token != token:
                 return
-            # Of this key, up to what was seen: not what was written since.
-            await self._results.nats_jetstream.purge_stream(
-                f"KV_{self._bucket_name}",
-                seq=holder.revision + 1,
-                subject=f"$KV.{self._bucket_name}.{name}",
-            )
+            # Just what was seen, not what was written since. Not a purge of the key up
+            # to there: servers of 2.9 may take the key for held after it.
+            try:
+                await bucket.delete(name, last=holder.revision)
+            except KeyWrongLastSequenceError:
+                continue
+            except APIError as exc:
+                if exc.err_code != _WRONG_LAST_SEQUENCE:
+                    raise
 
     @property
     def _bucket_name(self) -> str:
