@@ -13,8 +13,12 @@ import weakref
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
+from taskiq.stores import offered
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from taskiq.stores import Owner
 
 __all__ = ["AbortStore", "Aborts", "InMemoryAborts", "aborts_of", "store_of"]
 
@@ -27,15 +31,6 @@ class Listener(Protocol):
 
     def heard(self, task_ids: Collection[str], /) -> None:
         """Learn of new marks; called from any thread."""
-
-
-class Owner(Protocol):
-    """A broker, as far as its store is asked for."""
-
-    @property
-    def result_backend(self) -> object:
-        """What may bring a store along."""
-        ...
 
 
 class Aborts:
@@ -169,8 +164,7 @@ class InMemoryAborts(AbortStore):
 
 def store_of(broker: Owner) -> AbortStore | None:
     """Give the store of a broker: its own, or that of its result backend."""
-    for owner in (broker, broker.result_backend):
-        store: object = getattr(owner, "abort_store", None)
+    for store in offered(broker, "abort_store"):
         if isinstance(store, AbortStore):
             return store
     return None

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from taskiq.exceptions import TaskiqRateError
+from taskiq.stores import offered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from taskiq.stores import Owner
 
 __all__ = ["RateStore", "Request", "Turns"]
 
@@ -166,19 +169,9 @@ class RateStore(ABC):
         """
 
 
-class Owner(Protocol):
-    """A broker, as far as its store is asked for."""
-
-    @property
-    def result_backend(self) -> object:
-        """What may bring a store along."""
-        ...
-
-
 def store_of(broker: Owner) -> RateStore | None:
     """Give the store of a broker: its own, or that of its result backend."""
-    for owner in (broker, broker.result_backend):
-        store: object = getattr(owner, "rate_store", None)
+    for store in offered(broker, "rate_store"):
         if isinstance(store, RateStore):
             return store
     return None

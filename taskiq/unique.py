@@ -16,16 +16,19 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from pydantic_core import to_jsonable_python
 
 from taskiq.bulk import run_bounded
 from taskiq.callables import is_coroutine_function
 from taskiq.exceptions import TaskiqUniqueConfigError, UniqueKeyError
+from taskiq.stores import offered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from taskiq.stores import Owner
 
 __all__ = ["Claim", "InMemoryUniqueKeys", "Unique", "UniqueStore", "store_of"]
 
@@ -56,15 +59,6 @@ class Claim(NamedTuple):
     key: str
     token: str
     ttl: float
-
-
-class Owner(Protocol):
-    """A broker, as far as its store is asked for."""
-
-    @property
-    def result_backend(self) -> object:
-        """What may bring a store along."""
-        ...
 
 
 class UniqueStore(ABC):
@@ -141,8 +135,7 @@ class InMemoryUniqueKeys(UniqueStore):
 
 def store_of(broker: Owner) -> UniqueStore | None:
     """Give the store of a broker: its own, or that of its result backend."""
-    for owner in (broker, broker.result_backend):
-        store: object = getattr(owner, "unique_store", None)
+    for store in offered(broker, "unique_store"):
         if isinstance(store, UniqueStore):
             return store
     return None

@@ -5,8 +5,8 @@ and the one behind it only after that has started: however long it waits for a s
 then, no two start closer to each other than the rate says.
 
 Who waits gives its turn at the broker back, so that others are read meanwhile: up to
-`SHARE` messages of a task. Of those beyond one steps
-aside each second, that what a process holds stays bounded by more than a rate.
+`SHARE` messages of a task. Of those beyond one steps aside each second, so that what a
+process holds stays bounded by more than a rate.
 """
 
 from __future__ import annotations

@@ -251,8 +251,8 @@ class Runtime:
         except asyncio.CancelledError:
             settled.cancel()
             self.redeliveries.let_go([delivery])
-            is_part = self.chunks.give_up(delivery)
-            if not is_part and self.batcher.withdraw(delivery):
+            is_chunked = self.chunks.give_up(delivery)
+            if not is_chunked and self.batcher.withdraw(delivery):
                 delivery.end(MessageState.LEFT)
             raise
 
