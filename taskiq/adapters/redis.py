@@ -83,6 +83,34 @@ _TROUBLE: Final = (OSError, asyncio.TimeoutError, client.RedisError)
 #: Where a search begins, and what it says when it has seen all.
 _BEGINNING: Final = "0-0"
 
+#: Bytes a read of new messages had, up to which the next one is packed.
+_PACKED: Final = 1 << 20
+#: Reads new messages, and gives for each stream its name, a line of ids and sizes, and
+#: the bytes of all messages in a row. As they are, each message is five replies, which
+#: a client in Python parses for longer than a worker works on the message.
+_READ_PACKED: Final = """
+local streams = {}
+for number, key in ipairs(KEYS) do
+    streams[number], streams[#KEYS + number] = key, ARGV[3 + number]
+end
+local found = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3],
+    'STREAMS', unpack(streams)) or {}
+local packed = {}
+for _, stream in ipairs(found) do
+    local sizes, all = {}, {}
+    for number, entry in ipairs(stream[2]) do
+        local fields, data = entry[2], ''
+        for field = 1, #fields, 2 do
+            if fields[field] == 'data' then data = fields[field + 1] end
+        end
+        sizes[number], all[number] = entry[1] .. ' ' .. #data, data
+    end
+    packed[#packed + 1] = stream[1]
+    packed[#packed + 1] = table.concat(sizes, ' ')
+    packed[#packed + 1] = table.concat(all)
+end
+return packed
+"""
 #: Takes a key if nobody holds it; gives the token of who holds it then. `SET` does both
 #: in one only from Redis 7 on.
 _CLAIM: Final = """
@@ -344,13 +372,13 @@ class _StreamBroker(_Broker):
 
     async def listen(self) -> AsyncGenerator[AckableMessage, None]:
         """Receive new messages, and those that others hold no longer."""
-        abandoned = _Abandoned(self)
+        abandoned, new = _Abandoned(self), _New(self)
         messages: deque[_StreamMessage] = deque()
         keeping = asyncio.create_task(self._held.keep(messages))
         try:
             async with self._redis() as redis:
                 while True:
-                    messages += await self._read(redis, abandoned.longest_wait)
+                    messages += await new.messages(redis, abandoned.longest_wait)
                     while messages:
                         yield messages.popleft()
                     messages += await abandoned.messages(redis)
@@ -360,38 +388,18 @@ class _StreamBroker(_Broker):
             await cancel_all([keeping])
             await self._held.return_unread(messages)
 
-    async def _read(self, redis: Any, longest_wait: float) -> list[_StreamMessage]:
-        """Read new messages.
-
-        :param longest_wait: seconds to wait for one at most.
-        """
-        longest = min(self.block or _LONGEST_BLOCK, _LONGEST_BLOCK)
-        longest = min(longest, int(longest_wait * 1000) + 1)
-        replies = await redis.xreadgroup(
-            self.consumer_group_name,
-            self.consumer_name,
-            {self.queue_name: ">", **self.additional_streams},
-            block=longest if longest_wait > 0 else None,
-            count=self.count,
-        )
-        streams = replies.items() if isinstance(replies, dict) else replies
-        return [
-            message
-            for stream, entries in streams
-            for message in self._messages(stream, entries)
-        ]
-
     def _messages(
         self,
         stream: Any,
-        entries: Iterable[tuple[Any, Any]],
+        entries: Iterable[tuple[Any, bytes]],
     ) -> list[_StreamMessage]:
+        """Make messages of the ids and bytes of entries."""
         held, lease = self._held, self.idle_timeout / 1000
         ack = held.ack_one  # one bound method for all of them
         return [
             _stream_message(
                 {
-                    "data": fields[b"data"],
+                    "data": data,
                     "ack": partial(ack, (stream, entry_id)),
                     "ack_group": held,
                     "nack": None,
@@ -404,8 +412,7 @@ class _StreamBroker(_Broker):
                     "id": entry_id,
                 },
             )
-            for entry_id, fields in entries
-            if fields  # else it was deleted, by MAXLEN for one
+            for entry_id, data in entries
         ]
 
 
@@ -576,6 +583,94 @@ def _entries(messages: Iterable[AckableMessage]) -> list[tuple[Any, Any]]:
     return [(each.stream, each.id) for each in own]
 
 
+def _data_of(entries: Iterable[tuple[Any, Any]]) -> Iterable[tuple[Any, bytes]]:
+    """Give the ids and bytes of entries as the client reads them.
+
+    An entry without `data` is nobody's message: it has no bytes, and cannot be read.
+    """
+    return (
+        (entry_id, fields.get(b"data", b""))
+        for entry_id, fields in entries
+        if fields  # else it was deleted, by MAXLEN for one
+    )
+
+
+def _unpacked(sizes: bytes, data: bytes) -> Iterable[tuple[bytes, bytes]]:
+    """Give the ids and bytes of entries that `_READ_PACKED` has packed."""
+    words, start = iter(sizes.split()), 0
+    for entry_id, size in zip(words, words, strict=True):
+        end = start + int(size)
+        yield entry_id, data[start:end]
+        start = end
+
+
+class _New:
+    """Reads messages that nobody was given yet.
+
+    Where the last read was as large as it may be there is more to come: the next one
+    waits for nothing, and is packed.
+    """
+
+    def __init__(self, broker: _StreamBroker) -> None:
+        self._broker = broker
+        self._streams = {broker.queue_name: ">", **broker.additional_streams}
+        self._has_more = False
+        self._can_pack = True
+
+    async def messages(self, redis: Any, longest_wait: float) -> list[_StreamMessage]:
+        """Read new messages.
+
+        :param longest_wait: seconds to wait for one at most.
+        """
+        messages: list[_StreamMessage] = []
+        if self._has_more and self._can_pack:
+            messages = await self._read_packed(redis)
+        if not messages:
+            messages = await self._read(redis, longest_wait)
+        count = self._broker.count
+        self._has_more = (
+            count is not None
+            and len(messages) >= count
+            and sum(len(each.data) for each in messages) <= _PACKED
+        )
+        return messages
+
+    async def _read(self, redis: Any, longest_wait: float) -> list[_StreamMessage]:
+        broker = self._broker
+        longest = min(broker.block or _LONGEST_BLOCK, _LONGEST_BLOCK)
+        longest = min(longest, int(longest_wait * 1000) + 1)
+        replies = await redis.xreadgroup(
+            broker.consumer_group_name,
+            broker.consumer_name,
+            self._streams,
+            block=longest if longest_wait > 0 else None,
+            count=broker.count,
+        )
+        streams = replies.items() if isinstance(replies, dict) else replies
+        return [
+            message
+            for stream, entries in streams
+            for message in broker._messages(stream, _data_of(entries))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
+        ]
+
+    async def _read_packed(self, redis: Any) -> list[_StreamMessage]:
+        broker, streams = self._broker, self._streams
+        how = broker.consumer_group_name, broker.consumer_name, broker.count
+        arguments = (*streams, *how, *streams.values())
+        try:
+            replies = await redis.eval(_READ_PACKED, len(streams), *arguments)
+        except client.ResponseError:
+            # No right to run scripts, for one; what else it was, a plain read says.
+            self._can_pack = False
+            return []
+        packed = iter(replies)
+        return [
+            message
+            for stream, sizes, data in zip(packed, packed, packed, strict=True)
+            for message in broker._messages(stream, _unpacked(sizes, data))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
+        ]
+
+
 class _Abandoned:
     """Finds messages that were delivered long ago and not acknowledged."""
 
@@ -627,7 +722,7 @@ class _Abandoned:
         )
         has_seen_all = cursor in {_BEGINNING, _BEGINNING.encode()}
         self._cursors[stream] = None if has_seen_all else cursor
-        messages = broker._messages(stream, entries)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
+        messages = broker._messages(stream, _data_of(entries))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
         if messages:
             ids = [message.id for message in messages]
             counts = await self._held.counts(redis, stream, ids)

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import selectors
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, Iterator
@@ -21,7 +22,7 @@ from taskiq import AckableMessage, TaskiqEvents
 from taskiq.acks import AcknowledgeType
 from taskiq.cli.common_args import LogLevel
 from taskiq.cli.finding import StartError
-from taskiq.cli.worker import run
+from taskiq.cli.worker import garbage, run
 from taskiq.cli.worker.args import WorkerArgs
 from taskiq.cli.worker.executors import DONE, STOPPING, WORKING, Pool, must_end
 from taskiq.cli.worker.run import (
@@ -610,3 +611,27 @@ def test_logging_is_configured_unless_the_application_does(
     assert configured == []
     run_worker(WorkerArgs("not:imported", [], log_format="%(message)s"))
     assert configured == [{"level": LogLevel.INFO, "format": "%(message)s"}]
+
+
+@pytest.mark.parametrize(
+    ("own", "youngest"),
+    [
+        ("", garbage.YOUNG),
+        ("gc.set_threshold(50_000, 5, 5)", 50_000),
+        ("gc.set_threshold(100)", 100),
+        ("gc.set_threshold(0)", 0),
+    ],
+)
+def test_a_worker_looks_for_garbage_less_often_unless_told_how_often(
+    own: str, youngest: int
+) -> None:
+    script = f"""
+import gc
+from taskiq.cli.worker import garbage
+{own}
+garbage.spare_collections()
+print(gc.get_threshold()[0], gc.isenabled(), gc.get_freeze_count() > 1000)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - as built above
+    assert done.stdout.split() == [str(youngest), "True", "True"]

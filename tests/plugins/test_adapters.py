@@ -363,6 +363,62 @@ async def test_streams_are_cut_as_the_plugin_cuts_them(
     assert (lengths[0] == 5) == (expected == 5)
 
 
+@pytest.mark.usefixtures("redis")
+@pytest.mark.parametrize("rights", ["+@all", "+@all -eval"])
+async def test_a_backlog_of_streams_is_read_as_it_was_sent(
+    rights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a script, if it may run one; what is no message is one without bytes."""
+    name = f"taskiq-adapters-{uuid.uuid4().hex[:12]}"
+    sent = [b"\0\r\n", b" 1-1 5 ", b"\xff" * 70_000]
+    sent += [b"%d" % number for number in range(92)]
+    sizes: list[int] = []
+    read = adapted_redis._New._read
+
+    async def noted(self: Any, *args: Any) -> Any:
+        messages = await read(self, *args)
+        sizes.append(len(messages))
+        return messages
+
+    monkeypatch.setattr(adapted_redis._New, "_read", noted)
+    other = f"{name}-other"
+    async with redis_client() as redis:
+        await redis.execute_command(
+            "ACL", "SETUSER", name, *f"on nopass ~* &* {rights}".split()
+        )
+        try:
+            url = REDIS.url.replace("://", f"://{name}:any@")
+            broker = lines.redis_stream(
+                name,
+                adapted_redis,
+                url,
+                xread_count=10,
+                additional_streams={other: ">"},
+            )
+            async with started(broker):
+                await broker.kick_many([message(0, data=data) for data in sent])
+                await redis.xadd(other, {"text": "no message", "more": 1})
+                await redis.xadd(other, {"first": 1, "data": "of another"})
+                listener = broker.listen()
+                received = await receive(listener, len(sent) + 2)
+                await listener.aclose()
+                group = received[0].ack_group
+                assert group is not None
+                assert await acknowledges(group, received)
+        finally:
+            await redis.execute_command("ACL", "DELUSER", name)
+            await redis.delete(f"{name}-stream", other)
+    of_streams: dict[Any, list[bytes]] = {}
+    for each in received:
+        stream = cast("Any", each).stream
+        of_streams.setdefault(stream, []).append(each.data)
+    assert of_streams == {
+        f"{name}-stream".encode(): sent,
+        other.encode(): [b"", b"of another"],
+    }
+    assert (sum(sizes) < 20) == ("-" not in rights)
+
+
 # -- What goes wrong -------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import multiprocessing
 import os
@@ -26,6 +25,7 @@ from taskiq.cli.health.pulse import Pulse, Reading
 from taskiq.cli.installation import check_installation
 from taskiq.cli.utils import import_tasks
 from taskiq.cli.worker.executors import JOIN_GRACE, Pool
+from taskiq.cli.worker.garbage import spare_collections
 from taskiq.cli.worker.logs import configure_logging, quiet_clients, set_levels
 from taskiq.cli.worker.process_manager import ProcessManager
 from taskiq.cli.worker.reports import NotStarted, Started, report
@@ -160,7 +160,7 @@ def _serve(args: WorkerArgs) -> None:
         report(NotStarted(brief(exc)))
         sys.exit(1)
     report(Started())
-    _keep_application_out_of_collections()
+    spare_collections()
     status = loop.run_until_complete(service.run())
     if not service.is_executor_joined:
         _exit_at_once(status)
@@ -207,16 +207,6 @@ def _check_that_it_listens(spec: object, broker: AsyncBroker) -> None:
             "where they are sent. Name a broker with a server, as of RabbitMQ, Redis, "
             "NATS or PostgreSQL.",
         )
-
-
-def _keep_application_out_of_collections() -> None:
-    """Let the garbage collector look through what came since, and nothing else.
-
-    Modules, classes and tasks live as long as the process. Under a stream of messages
-    it would look through all of them several times a second.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:

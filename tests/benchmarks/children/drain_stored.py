@@ -7,6 +7,9 @@ URL is that of a Redis nobody else uses, or of PostgreSQL.
 The kinds are `adapter` and `plugin` (a Redis stream, and results in Redis), and
 `pg-adapter` and `pg-plugin`. The cases are `batch`, `plain` and, of `plugin`, `bare`:
 no taskiq in the worker, the client library alone does the same in bulk.
+
+The adapters run with the garbage collector as `taskiq worker` sets it; released taskiq
+and the bare clients leave it as it is.
 """
 
 from __future__ import annotations
@@ -169,6 +172,9 @@ async def main(url: str, kind: str, case: str, messages: int) -> None:
         await fill(broker, messages)
         count = CommandCount(None if is_postgres else url)
         await count.begin()
+        if kind.endswith("adapter"):
+            garbage = importlib.import_module("taskiq.cli.worker.garbage")
+            garbage.spare_collections()
         if case == "bare":
             worker = asyncio.create_task(bare(url, name, clock))
         else:
