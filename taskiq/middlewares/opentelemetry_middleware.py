@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
@@ -178,38 +179,31 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
             tracer_provider,
             _SCHEMA_URL,
         )
-        self._create_metrics(
-            meter or get_meter(__name__, ours, meter_provider, _SCHEMA_URL),
-        )
+        meter = meter or get_meter(__name__, ours, meter_provider, _SCHEMA_URL)
+        self._count_tasks(meter)
+        self._measure_process(meter)
+        self._measure_batches(meter)
         self._process = psutil.Process()
         # Executions of batch tasks: their hooks run in asyncio tasks of their own, so
         # no context leads from one to the other.
         self._members: dict[tuple[str, str], OpenSpan] = {}
 
-    def _create_metrics(self, meter: Meter) -> None:
-        self.n_tasks_sent_counter = meter.create_counter(
-            "tasks_sent",
-            unit="1",
-            description="Tasks sent",
+    def _count_tasks(self, meter: Meter) -> None:
+        """Create what says how tasks fare."""
+        count = partial(meter.create_counter, unit="1")
+        time = partial(meter.create_histogram, unit="s")
+        self.n_tasks_sent_counter = count("tasks_sent", description="Tasks sent")
+        self.n_errors_counter = count(
+            "task_errors", description="Executions that failed"
         )
-        self.n_errors_counter = meter.create_counter(
-            "task_errors",
-            unit="1",
-            description="Executions that failed",
+        self.n_success_counter = count(
+            "task_success", description="Executions that succeeded"
         )
-        self.n_success_counter = meter.create_counter(
-            "task_success",
-            unit="1",
-            description="Executions that succeeded",
+        self.execution_time_hist = time(
+            "task_execution_time", description="How long the function of a task ran"
         )
-        self.execution_time_hist = meter.create_histogram(
-            "task_execution_time",
-            unit="s",
-            description="How long the function of a task ran",
-        )
-        self.task_wait_time = meter.create_histogram(
+        self.task_wait_time = time(
             "task_wait_time",
-            unit="s",
             description="Time from the sending of a task to its reception",
         )
         self.number_of_broker_active_tasks = meter.create_up_down_counter(
@@ -217,48 +211,52 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
             unit="1",
             description="Tasks received and not yet executed",
         )
-        self.worker_cpu_utilization = meter.create_observable_gauge(
+
+    def _measure_process(self, meter: Meter) -> None:
+        """Create what says what the worker process takes."""
+        gauge = meter.create_observable_gauge
+        self.worker_cpu_utilization = gauge(
             "worker_cpu_utilization",
             callbacks=[self._observe_cpu],
             unit="%",
             description="Processor time used by the worker process",
         )
-        self.worker_memory_utilization = meter.create_observable_gauge(
+        self.worker_memory_utilization = gauge(
             "worker_memory_utilization",
             callbacks=[self._observe_memory],
             unit="By",
             description="Resident memory of the worker process",
         )
+
+    def _measure_batches(self, meter: Meter) -> None:
+        """Create what says how batches fare."""
+        count = partial(meter.create_counter, unit="1")
+        time = partial(
+            meter.create_histogram,
+            unit="s",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
         self.batch_size = meter.create_histogram(
-            "taskiq_batch_size",
-            unit="1",
-            description="Messages in one batch",
+            "taskiq_batch_size", unit="1", description="Messages in one batch"
         )
-        self.batch_wait_time = meter.create_histogram(
+        self.batch_wait_time = time(
             "taskiq_batch_wait",
-            unit="s",
             description="How long the first message of a batch waited for its call",
-            explicit_bucket_boundaries_advisory=_SECONDS,
         )
-        self.batch_run_time = meter.create_histogram(
+        self.batch_run_time = time(
             "taskiq_batch_run",
-            unit="s",
             description="Time from the start of a batch to its results",
-            explicit_bucket_boundaries_advisory=_SECONDS,
         )
-        self.batch_flushes = meter.create_counter(
-            "taskiq_batch_flushes",
-            unit="1",
-            description="Batches by the reason they left for",
+        self.batch_flushes = count(
+            "taskiq_batch_flushes", description="Batches by the reason they left for"
         )
         self.batch_buffered = meter.create_up_down_counter(
             "taskiq_batch_buffered",
             unit="1",
             description="Messages received that wait for their batch to start",
         )
-        self.batch_isolation_calls = meter.create_counter(
+        self.batch_isolation_calls = count(
             "taskiq_batch_isolation_calls",
-            unit="1",
             description=(
                 "Calls beyond the first that it took to find what failed a batch"
             ),

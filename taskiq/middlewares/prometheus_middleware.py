@@ -86,70 +86,55 @@ class PrometheusMiddleware(TaskiqMiddleware):
         self.server_addr = server_addr
         # The next look at what is buffered; there is none while nothing is.
         self._sampling: asyncio.Handle | None = None
-        self._create_metrics()
+        self._count_tasks()
+        self._measure_batches()
 
-    def _create_metrics(self) -> None:
-        from prometheus_client import Counter, Gauge, Histogram  # noqa: PLC0415
-
-        def counter(name: str, help_text: str, *labels: str) -> Counter:
-            return _metric(
-                name, lambda: Counter(name, help_text, ["task_name", *labels])
-            )
-
-        def histogram(name: str, help_text: str, **options: Any) -> Histogram:
-            return _metric(
-                name,
-                lambda: Histogram(name, help_text, ["task_name"], **options),
-            )
-
-        def gauge(name: str, help_text: str) -> Gauge:
-            # What ended processes held is held no more.
-            return _metric(
-                name,
-                lambda: Gauge(name, help_text, multiprocess_mode="livesum"),
-            )
-
-        self.received_tasks = counter("received_tasks", "Tasks received")
-        self.found_errors = counter("found_errors", "Tasks that failed")
-        self.success_tasks = counter("success_tasks", "Tasks that succeeded")
-        self.saved_results = counter("saved_results", "Results saved")
-        self.execution_time = histogram(
+    def _count_tasks(self) -> None:
+        """Create what says how tasks fare."""
+        self.received_tasks = _counter("received_tasks", "Tasks received")
+        self.found_errors = _counter("found_errors", "Tasks that failed")
+        self.success_tasks = _counter("success_tasks", "Tasks that succeeded")
+        self.saved_results = _counter("saved_results", "Results saved")
+        self.execution_time = _histogram(
             "execution_time",
             "Seconds that the function of a task ran",
         )
         # Prefixed, as the older ones should be: an application that has run without
         # these metrics may have some of such plain names itself.
         self.endings = {
-            action: counter(f"taskiq_failures_{action.value}", text, "reason")
+            action: _counter(f"taskiq_failures_{action.value}", text, "reason")
             for action, text in _ENDINGS.items()
         }
-        self.batch_size = histogram(
+
+    def _measure_batches(self) -> None:
+        """Create what says how batches fare."""
+        self.batch_size = _histogram(
             "taskiq_batch_size",
             "Messages in one batch",
             buckets=_BATCH_SIZES,
         )
-        self.batch_wait_time = histogram(
+        self.batch_wait_time = _histogram(
             "taskiq_batch_wait_seconds",
             "Seconds that the first message of a batch waited for its call",
         )
-        self.batch_run_time = histogram(
+        self.batch_run_time = _histogram(
             "taskiq_batch_run_seconds",
             "Seconds from the start of a batch to its results",
         )
-        self.batch_flushes = counter(
+        self.batch_flushes = _counter(
             "taskiq_batch_flushes",
             "Batches by the reason they left for",
             "reason",
         )
-        self.batch_isolation_calls = counter(
+        self.batch_isolation_calls = _counter(
             "taskiq_batch_isolation_calls",
             "Calls beyond the first that it took to find what failed a batch",
         )
-        self.batch_buffered = gauge(
+        self.batch_buffered = _gauge(
             "taskiq_batch_buffered_messages",
             "Messages that wait in a batch, run, or are being settled",
         )
-        self.batch_open_groups = gauge(
+        self.batch_open_groups = _gauge(
             "taskiq_batch_open_groups",
             "Batches that take more messages",
         )
@@ -270,6 +255,25 @@ def _metric(name: str, create: Callable[[], _Metric]) -> _Metric:
             raise
     metric: _Metric = _metrics[name]
     return metric
+
+
+def _counter(name: str, help_text: str, *labels: str) -> Counter:
+    from prometheus_client import Counter  # noqa: PLC0415
+
+    return _metric(name, lambda: Counter(name, help_text, ["task_name", *labels]))
+
+
+def _histogram(name: str, help_text: str, **options: Any) -> Histogram:
+    from prometheus_client import Histogram  # noqa: PLC0415
+
+    return _metric(name, lambda: Histogram(name, help_text, ["task_name"], **options))
+
+
+def _gauge(name: str, help_text: str) -> Gauge:
+    from prometheus_client import Gauge  # noqa: PLC0415
+
+    # What ended processes held is held no more.
+    return _metric(name, lambda: Gauge(name, help_text, multiprocess_mode="livesum"))
 
 
 def _warn_if_in_memory() -> None:

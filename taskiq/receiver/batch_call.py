@@ -218,19 +218,7 @@ class BatchCall:
             self._execution.forget(context)
         self.seconds += seconds
         self._is_told = call.teardown is not None and outcome is call.teardown
-        decided = context.close()
-        if call.teardown is not None:
-            # What the function said of its items was not kept either.
-            decided = [
-                own if own is None or isinstance(own, Failed) else call.teardown
-                for own in decided
-            ]
-        if self._aborting is not None and self._aborting.is_any:
-            aborted = self._aborting.outcome_of
-            decided = [
-                aborted((first, *first.twins)) or own
-                for first, own in zip(passed, decided, strict=True)
-            ]
+        decided = self._decided(passed, context.close(), call.teardown)
         if isinstance(outcome, Failed):
             return list(decided), outcome.error
         returned = outcomes_of_return(
@@ -242,6 +230,31 @@ class BatchCall:
         return [
             own or other for own, other in zip(decided, returned, strict=True)
         ], None
+
+    def _decided(
+        self,
+        passed: Sequence[Delivery],
+        said: Sequence[Outcome | None],
+        teardown: Failed | None,
+    ) -> Sequence[Outcome | None]:
+        """Give the outcomes that members have whatever the call returned.
+
+        :param said: those that the function gave them by its context.
+        :param teardown: what closing its dependencies failed with: what it said of its
+            items was not kept either.
+        """
+        if teardown is not None:
+            said = [
+                own if own is None or isinstance(own, Failed) else teardown
+                for own in said
+            ]
+        if self._aborting is None or not self._aborting.is_any:
+            return said
+        aborted = self._aborting.outcome_of
+        return [
+            aborted((first, *first.twins)) or own
+            for first, own in zip(passed, said, strict=True)
+        ]
 
     async def _isolate(
         self,

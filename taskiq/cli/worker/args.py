@@ -23,7 +23,7 @@ from taskiq.cli.health.files import VARIABLE
 from taskiq.cli.help import command_parser
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _LOG_FORMAT: Final = (
     "[%(asctime)s][%(name)s][%(levelname)-7s][%(processName)s] %(message)s"
@@ -202,7 +202,11 @@ def _add_process_options(parser: ArgumentParser) -> None:
         default=None,
         help="replace a worker process after so many tasks. Without it: never",
     )
-    group.add_argument(
+    _add_pool_options(group.add_argument)
+
+
+def _add_pool_options(add: Callable[..., object]) -> None:
+    add(
         "--max-threadpool-threads",
         type=int,
         metavar="N",
@@ -210,12 +214,12 @@ def _add_process_options(parser: ArgumentParser) -> None:
         help="most threads of a worker process for functions that are not async. "
         "Without it: as Python chooses",
     )
-    group.add_argument(
+    add(
         "--use-process-pool",
         action="store_true",
         help="run functions that are not async in processes instead of threads",
     )
-    group.add_argument(
+    add(
         "--max-process-pool-processes",
         type=int,
         metavar="N",
