@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
@@ -495,3 +496,34 @@ def test_a_hard_kill_is_another_signal_and_the_last_one_cannot_be_ignored(
         process_manager._send(process, force, is_ending=True)
     assert child.signals == [signal.SIGQUIT, 9]
     manager.action_queue.close()
+
+
+#: A process is told to end in the moment it is forked, before it knows what it is.
+_TOLD_AT_ONCE = """
+import multiprocessing, os, signal, time
+from taskiq.cli.worker import process_manager
+from taskiq.cli.worker.args import WorkerArgs
+
+def work(args):
+    time.sleep(60)
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("fork")
+    os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    manager = process_manager.ProcessManager(WorkerArgs("app:broker", []), work)
+    manager.prepare_workers()
+    for process in manager.workers:
+        process.join(10)
+        print(process.exitcode)
+    print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+
+
+@needs_signals
+def test_a_process_that_is_told_to_end_while_it_is_forked_does() -> None:
+    """A service manager signals all of them, and its main process each once."""
+    command = [sys.executable, "-c", _TOLD_AT_ONCE]
+    done = subprocess.run(  # noqa: S603 - as built above
+        command, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["0", "0", "set()"], done.stderr

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from taskiq.cli.finding import StartError
 from taskiq.cli.health.watch import HealthWatch
 from taskiq.cli.worker.reports import NotStarted, Reports, report, report_to
+from taskiq.cli.worker.signals import held_back, let_through
 from taskiq.cli.worker.supervisor import (
     CANNOT_START,
     MOST_FAILED_STARTS,
@@ -515,7 +516,8 @@ def _start_process(
         args=(worker_function, args, to_main, shared),
         daemon=False,
     )
-    process.start()
+    with held_back():
+        process.start()
     logger.info("Started process %s with pid %s.", process.name, process.pid)
     return process
 
@@ -537,6 +539,7 @@ def _run(
         share(shared)
     signal.set_wakeup_fd(-1)  # a forked process would wake its parent
     try:
+        let_through()
         worker_function(args=args)
     except KeyboardInterrupt:
         return

@@ -6,11 +6,12 @@ import multiprocessing
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from types import FrameType
 
 
@@ -24,6 +25,29 @@ SOFT: Final = _known("SIGINT", "SIGTERM", "SIGHUP")
 
 #: Signals after which it does not. As with other daemons SIGQUIT is the quick end.
 HARD: Final = _known("SIGQUIT")
+
+
+@contextmanager
+def held_back() -> Generator[None, None, None]:
+    """Hold signals back, and let a process that is started meanwhile begin so.
+
+    A process is told once to end. One that has just been forked has the handlers of its
+    parent, who would do nothing for it: it calls `let_through` when it knows better.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SOFT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_through() -> None:
+    """Take signals again that were held back; one that has come is handled now."""
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SOFT)
 
 
 def exit_on_signals() -> None:
@@ -107,8 +131,7 @@ def ignore_soft_signals(after: Callable[[], None] | None = None) -> None:
         after()
     for signum in SOFT:
         signal.signal(signum, signal.SIG_IGN)
-    if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SOFT)
+    let_through()
 
 
 class ParentWatch:
