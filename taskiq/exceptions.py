@@ -18,7 +18,8 @@ class TaskiqResultTimeoutError(TaskiqError):
     """No result arrived within `timeout` seconds.
 
     Where `task_id` is given, the text names the task and says what to look at;
-    `result_backend` is the name of the class that was asked.
+    `result_backend` is the name of the class that was asked. Where the last look for
+    the result failed, `failure` says in one line with what.
     """
 
     __template__ = "Waiting for task results has timed out, timeout={timeout}"
@@ -27,6 +28,7 @@ class TaskiqResultTimeoutError(TaskiqError):
     task_id: str | None = None
     task_name: str | None = None
     result_backend: str | None = None
+    failure: str | None = None
 
     def __init__(self, **kwargs: object) -> None:
         super().__init__(**kwargs)
@@ -38,6 +40,10 @@ class TaskiqResultTimeoutError(TaskiqError):
                 "task (its log says so), and does it store results where this process "
                 f"looks for them ({self.result_backend or 'its result backend'})?",
             )
+        if self.failure:
+            text = self.args[0]
+            end = "" if text.endswith("?") else "."
+            self.args = (f"{text}{end} The last look failed: {self.failure}",)
 
 
 class BrokerError(TaskiqError):
@@ -154,9 +160,20 @@ class UnknownTaskError(SendTaskError):
 
 
 class ResultBackendError(TaskiqError):
-    """Base of all result backend errors."""
+    """Base of all result backend errors.
+
+    Where `failure` is given, it says in one line what the result backend failed with,
+    and the text ends in it.
+    """
 
     __template__ = "Base exception for all result backend errors"
+
+    failure: str | None = None
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        if self.failure:
+            self.args = (f"{self.args[0]}: {self.failure}",)
 
 
 class ResultGetError(ResultBackendError):

@@ -14,7 +14,13 @@ from taskiq.exceptions import (
     ResultIsReadyError,
     TaskiqResultTimeoutError,
 )
-from taskiq.waiting import growing_delays, poll, watched_wait
+from taskiq.outage import brief
+from taskiq.waiting import (
+    FAILURES_THAT_END_IT,
+    growing_delays,
+    poll,
+    watched_wait,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Sequence
@@ -41,14 +47,24 @@ async def gather(
     :returns: the results in the order of the tasks.
     :raises TaskiqResultTimeoutError: if a result is not ready in time; it names the
         first one of those.
-    :raises ResultIsReadyError: if a result backend fails while waiting.
+    :raises ResultIsReadyError: if a result backend fails while waiting, three times in
+        a row for one of them.
     :raises ResultGetError: if a result cannot be read.
     """
     results: dict[str, TaskiqResult[Any]] = {}
     pending = {task.task_id: task for task in tasks}
+    failures = dict.fromkeys(pending, 0)
 
     async def fetch_if_ready(task: AsyncTaskiqTask[Any]) -> None:
-        if await task.is_ready():
+        try:
+            is_ready = await task.is_ready()
+        except ResultIsReadyError:
+            failures[task.task_id] += 1
+            if failures[task.task_id] == FAILURES_THAT_END_IT:
+                raise
+            return
+        failures[task.task_id] = 0
+        if is_ready:
             results[task.task_id] = await task.get_result(with_logs=with_logs)
             del pending[task.task_id]
 
@@ -104,7 +120,7 @@ async def gather_results(
             handle.converted(wait.found[handle.task_id]) for handle, wait in awaited
         ]
     except Exception as exc:
-        raise ResultGetError from exc
+        raise ResultGetError(failure=brief(exc)) from exc
 
 
 class _ManyResults:
@@ -167,11 +183,13 @@ class _ManyResults:
         try:
             self.found[task_id] = await wait
         except TaskiqResultTimeoutError as exc:
-            raise TaskiqResultTimeoutError(timeout=self._timeout) from exc
+            raise TaskiqResultTimeoutError(
+                timeout=self._timeout, failure=exc.failure
+            ) from exc
         except ResultIsReadyError:
             raise
         except Exception as exc:
-            raise ResultGetError from exc
+            raise ResultGetError(failure=brief(exc)) from exc
 
 
 async def _all_or_first_error(works: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -157,7 +157,7 @@ class AsyncKicker(ManySender[_FuncParams, _ReturnType]):
                 try:
                     await broker.kick(dumped)
                 except Exception as exc:
-                    raise refused_by(broker, self.task_name, exc) from exc
+                    raise refused_by(broker, dumped, exc) from exc
             except (Exception, asyncio.CancelledError) as exc:
                 await run_on_send_error(hooks.on_send_error, message, exc)
                 raise

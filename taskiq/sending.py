@@ -25,7 +25,7 @@ from taskiq.exceptions import (
 )
 from taskiq.hooks import hooks_of
 from taskiq.task import AsyncTaskiqTask
-from taskiq.unsendable import dump_message, refused_by
+from taskiq.unsendable import check_id, dump_message, refused_by
 from taskiq.utils import maybe_awaitable
 
 if TYPE_CHECKING:
@@ -395,7 +395,11 @@ def handle_of(
     message: TaskiqMessage,
     return_type: type[_T] | None,
 ) -> AsyncTaskiqTask[_T]:
-    """Make the handle of a message, and let the result backend know of it."""
+    """Make the handle of a message, and let the result backend know of it.
+
+    :raises UnsendableArgumentError: if nobody could store a result under its id.
+    """
+    check_id(message)
     handle = AsyncTaskiqTask(message.task_id, broker.result_backend, return_type)
     introduce(broker, message, handle)
     return handle
@@ -481,8 +485,8 @@ class Sending:
             else:
                 ready.append((number, handle))
         outcomes = await _kick_many(self._broker, dumped)
-        for (number, handle), outcome in zip(ready, outcomes, strict=True):
-            self._note(number, handle, outcome)
+        for each, sent, outcome in zip(ready, dumped, outcomes, strict=True):
+            self._note(*each, sent, outcome)
 
     async def _send_with_hooks(
         self,
@@ -543,7 +547,7 @@ class Sending:
         except (Exception, asyncio.CancelledError) as exc:
             await run_on_send_error(hooks.on_send_error, message, exc)
             raise
-        self._note(number, handle, outcome)
+        self._note(number, handle, dumped, outcome)
         if outcome is not None:
             error = self._errors[number]
             await run_on_send_error(hooks.on_send_error, message, error)
@@ -561,12 +565,13 @@ class Sending:
         self,
         number: int,
         handle: AsyncTaskiqTask[Any],
+        sent: BrokerMessage,
         outcome: Exception | None,
     ) -> None:
         if outcome is None:
             self._handles[number] = handle
         else:
-            self._errors[number] = refused_by(self._broker, self._task_name, outcome)
+            self._errors[number] = refused_by(self._broker, sent, outcome)
 
     def _error(self) -> SendManyError:
         first = min(self._errors)

@@ -14,6 +14,7 @@ from taskiq.exceptions import (
     ResultIsReadyError,
     TaskiqResultTimeoutError,
 )
+from taskiq.outage import brief
 from taskiq.result_backends.dummy import DummyResultBackend
 from taskiq.waiting import equal_delays, growing_delays, poll_for_result, watched_wait
 
@@ -64,7 +65,7 @@ class AsyncTaskiqTask(Generic[_ReturnType]):
         try:
             return await self.result_backend.is_result_ready(self.task_id)
         except Exception as exc:
-            raise ResultIsReadyError from exc
+            raise ResultIsReadyError(failure=brief(exc)) from exc
 
     async def get_result(self, with_logs: bool = False) -> TaskiqResult[_ReturnType]:
         """Read the result, which must be ready.
@@ -82,7 +83,7 @@ class AsyncTaskiqTask(Generic[_ReturnType]):
             )
             return self.converted(result)
         except Exception as exc:
-            raise ResultGetError from exc
+            raise ResultGetError(failure=brief(exc)) from exc
 
     async def wait_result(
         self,
@@ -109,11 +110,11 @@ class AsyncTaskiqTask(Generic[_ReturnType]):
                 result = await self._wait_and_read(check_interval, timeout, with_logs)
             return self.converted(result)
         except TaskiqResultTimeoutError as exc:
-            raise self._timed_out(timeout) from exc.__cause__
+            raise self._timed_out(timeout, exc.failure) from exc.__cause__
         except ResultIsReadyError:
             raise
         except Exception as exc:
-            raise ResultGetError from exc
+            raise ResultGetError(failure=brief(exc)) from exc
 
     def _wait_and_read(
         self,
@@ -167,12 +168,15 @@ class AsyncTaskiqTask(Generic[_ReturnType]):
             raise AbortError(task_id=self.task_id) from exc
         return True
 
-    def _timed_out(self, timeout: float) -> TaskiqResultTimeoutError:
+    def _timed_out(
+        self, timeout: float, failure: str | None
+    ) -> TaskiqResultTimeoutError:
         return TaskiqResultTimeoutError(
             timeout=timeout,
             task_id=self.task_id,
             task_name=self.task_name,
             result_backend=type(self.result_backend).__name__,
+            failure=failure,
         )
 
     def converted(self, result: TaskiqResult[_ReturnType]) -> TaskiqResult[_ReturnType]:

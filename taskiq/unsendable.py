@@ -11,6 +11,8 @@ from taskiq.exceptions import (
     UnsendableBytesError,
 )
 from taskiq.faults import find_fault, reason_of
+from taskiq.outage import is_unreachable
+from taskiq.utils import has_lone_surrogate, is_odd_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,14 +59,50 @@ def _send_error(formatter: TaskiqFormatter, message: TaskiqMessage) -> SendTaskE
     return SendTaskError()
 
 
-def refused_by(broker: object, task_name: str, cause: Exception) -> SendTaskError:
+def refused_by(broker: object, sent: BrokerMessage, cause: Exception) -> SendTaskError:
     """Make the error of a message that a broker did not send, with its cause."""
     error = SendTaskError()
+    kind = type(broker).__name__
     if isinstance(cause, UnicodeDecodeError):
-        kind = type(broker).__name__
-        error = UnsendableBytesError(task_name=task_name, broker=kind)
+        error = UnsendableBytesError(task_name=sent.task_name, broker=kind)
+    elif not is_unreachable(cause):
+        odd = [path for path, text in _texts_of(sent) if is_odd_text(text)]
+        if odd:
+            error = _no_text(sent.task_name, odd[0], f"{kind}: {reason_of(cause)}")
     error.__cause__ = cause
     return error
+
+
+def check_id(message: TaskiqMessage) -> None:
+    """Refuse an id that nobody could store a result under, or log.
+
+    :raises UnsendableArgumentError: if it has a lone surrogate.
+    """
+    if has_lone_surrogate(message.task_id):
+        reason = f"no result can be stored under {message.task_id!a}"
+        raise _no_text(message.task_name, "task_id", reason)
+
+
+def _no_text(task_name: str, path: str, reason: str) -> UnsendableArgumentError:
+    return UnsendableArgumentError(
+        task_name=_escaped(task_name),
+        path=_escaped(path),
+        kind="str with a lone surrogate or a NUL",
+        reason=reason,
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _texts_of(sent: BrokerMessage) -> Iterator[tuple[str, object]]:
+    """Walk what a broker sends beside the bytes."""
+    yield "task_id", sent.task_id
+    yield "task_name", sent.task_name
+    for name, value in sent.labels.items():
+        yield f"the name of labels[{name!r}]", name
+        yield f"labels[{name!r}]", value
 
 
 def _as_argument(part: Any) -> dict[str, Any]:

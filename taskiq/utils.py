@@ -11,6 +11,16 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text cannot be encoded, such as the name of a file that is none."""
+    return not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text)
+
+
+def is_odd_text(value: object) -> bool:
+    """Whether it is a text that many servers do not take, of keys and names."""
+    return isinstance(value, str) and ("\0" in value or has_lone_surrogate(value))
+
+
 @overload
 async def maybe_awaitable(possible_coroutine: Awaitable[_T]) -> _T: ...
 

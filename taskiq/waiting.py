@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from weakref import WeakSet
 
 from taskiq.exceptions import ResultIsReadyError, TaskiqResultTimeoutError
+from taskiq.outage import brief
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterator
@@ -24,7 +25,7 @@ FIRST_DELAY: Final = 0.005
 LONGEST_DELAY: Final = 0.2
 
 #: How many looks in a row have to fail to end the wait.
-_FAILURES_THAT_END_IT: Final = 3
+FAILURES_THAT_END_IT: Final = 3
 
 
 class WaitWatch(Protocol):
@@ -116,21 +117,22 @@ async def poll(
     :raises ResultIsReadyError: from the last error, when three looks in a row failed.
     :raises TaskiqResultTimeoutError: when nothing was found in time.
     """
-    failures, failure = 0, None
+    failures, error = 0, None
     while True:
         try:
             found = await look()
         except Exception as exc:
-            failures, failure = failures + 1, exc
-            if failures == _FAILURES_THAT_END_IT:
-                raise ResultIsReadyError from exc
+            failures, error = failures + 1, exc
+            if failures == FAILURES_THAT_END_IT:
+                raise ResultIsReadyError(failure=brief(exc)) from exc
         else:
             if found is not None:
                 return found
-            failures, failure = 0, None
+            failures, error = 0, None
         delay = next(delays, None)
         if delay is None:
-            raise TaskiqResultTimeoutError(timeout=timeout) from failure
+            failure = None if error is None else brief(error)
+            raise TaskiqResultTimeoutError(timeout=timeout, failure=failure) from error
         await (sleep or asyncio.sleep)(delay)
 
 

@@ -326,14 +326,19 @@ def test_what_was_gone_meanwhile_is_new() -> None:
     assert versions.unchanged({1: "a"}, now=600) == []
 
 
-def test_a_look_is_due_three_times_before_anything_is_abandoned() -> None:
+@pytest.mark.parametrize("last_change", range(0, 41, 5))
+def test_what_nobody_works_on_is_found_soon_after_it_is_abandoned(
+    last_change: int,
+) -> None:
+    """Within 35 seconds where the patience is 30, whenever the looks are."""
     versions = Versions(patience=600)
-    looks = 0
-    for second in range(601):
-        if versions.is_due(second):
-            versions.unchanged({}, second)
-            looks += 1
-    assert looks == 4
+    for second in range(last_change, 10_000):
+        if versions.is_due(second) and versions.unchanged(
+            {1: f"{min(second, last_change)}"}, second
+        ):
+            break
+    assert 600 <= second - last_change <= 600 * 34 / 30
+    assert versions.interval == 200
 
 
 # -- Plugins that are not there ----------------------------------------------------

@@ -46,6 +46,8 @@ class Message:
     def joined(self, batch: Batch[Message], /) -> None:
         self.batch = batch
 
+    moved = joined
+
     def waits(self) -> None:
         raise AssertionError("there is room for all")
 

@@ -1,10 +1,15 @@
 import asyncio
+import itertools
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
 import pytest
 
-from taskiq.exceptions import ResultGetError, TaskiqResultTimeoutError
+from taskiq.exceptions import (
+    ResultGetError,
+    ResultIsReadyError,
+    TaskiqResultTimeoutError,
+)
 from taskiq.funcs import gather
 from taskiq.result import TaskiqResult
 from taskiq.task import AsyncTaskiqTask
@@ -95,6 +100,24 @@ async def test_a_result_is_looked_for_only_until_it_is_there_and_read_once() -> 
 async def test_the_same_task_can_be_gathered_twice() -> None:
     handle = Handle("a", ready_after=1)
     assert await values(handle, handle, periodicity=0) == ["a", "a"]
+
+
+@pytest.mark.parametrize(("failing", "error"), [({1, 2, 4}, None), ({2, 3, 4}, 4)])
+async def test_three_failed_looks_in_a_row_end_it_and_two_do_not(
+    failing: set[int], error: int | None
+) -> None:
+    looks = itertools.count(1)
+
+    def look() -> None:
+        if (number := next(looks)) in failing:
+            raise ResultIsReadyError(failure=f"look {number}")
+
+    flaky = Handle("flaky", ready_after=2, on_look=look)
+    if error is None:
+        assert await values(flaky, periodicity=0) == ["flaky"]
+        return
+    with pytest.raises(ResultIsReadyError, match=f"look {error}"):
+        await values(flaky, periodicity=0)
 
 
 class Clock:

@@ -238,6 +238,7 @@ async def test_three_failed_round_trips_in_a_row_end_the_wait() -> None:
     with pytest.raises(ResultIsReadyError) as caught:
         await gather_results(handles_of(backend, 2))
     assert str(caught.value.__cause__) == "trip 4"
+    assert "trip 4" in str(caught.value)
 
 
 class Unreadable(ToldBackend):

@@ -510,6 +510,48 @@ async def test_a_broker_of_text_names_itself_where_bytes_are_none(many: bool) ->
     assert isinstance(error.__cause__, UnicodeDecodeError)
 
 
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(
+    ("label", "cause", "named"),
+    [
+        (
+            "a\ud800",
+            ValueError("no text"),
+            "labels['tenant'] is of type str with a lone",
+        ),
+        (
+            "a\0b",
+            ValueError("no text"),
+            "which cannot be serialised: FailingBroker: no t",
+        ),
+        ("fine", ValueError("no text"), "Cannot send task to the queue"),
+        ("a\ud800", ConnectionError("away"), "Cannot send task to the queue"),
+    ],
+)
+async def test_a_text_that_the_broker_does_not_take_is_named(
+    many: bool, label: str, cause: Exception, named: str
+) -> None:
+    """Not where the server is away, whatever is in the message."""
+    task: AnyKicker = AsyncKicker("name", FailingBroker(cause), {"tenant": label})
+    with pytest.raises(SendTaskError) as caught:
+        await (task.kiq_many([1]) if many else task.kiq(1))
+    error = caught.value.errors[0] if many else caught.value  # type: ignore[attr-defined]
+    assert named in str(error)
+    assert error.__cause__ is cause
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_an_id_that_no_result_can_be_stored_under_is_refused(many: bool) -> None:
+    broker = QueueBroker()
+    broker.id_generator = lambda: "file-\udcff"
+    task: AnyKicker = AsyncKicker("name", broker, {})
+    with pytest.raises(SendTaskError) as caught:
+        await (task.kiq_many([1]) if many else task.kiq(1))
+    text = r"task_id is of type str with a lone surrogate or a NUL, which cannot be"
+    assert text in str(caught.value.errors[0] if many else caught.value)  # type: ignore[attr-defined]
+    assert broker.take_all() == []
+
+
 @dataclasses.dataclass
 class Row:
     """An argument with something in it that cannot be copied or written."""

@@ -208,6 +208,9 @@ async def test_one_failed_look_does_not_end_the_wait_and_the_third_does(
     with pytest.raises(ResultIsReadyError) as caught:
         await AsyncTaskiqTask("id", Flaky(ready_after=2)).wait_result(0.5)
     assert str(caught.value.__cause__) == "look 5"
+    assert str(caught.value) == (
+        "Cannot find out if the task is ready: ConnectionError: look 5"
+    )
     assert virtual_time.naps == [0.5] * 4
 
 
@@ -288,6 +291,8 @@ async def test_errors_of_the_result_backend_are_told_apart_and_keep_their_cause(
         await task.wait_result()
     assert str(not_ready.value.__cause__) == "no connection for id"
     assert str(not_read.value.__cause__) == "no connection for id, with_logs=False"
+    assert "ready: ValueError: no connection for id" in str(not_ready.value)
+    assert "get result for the task: ValueError: no conne" in str(not_read.value)
 
 
 async def test_a_return_type_that_cannot_be_parsed_is_a_get_error() -> None:

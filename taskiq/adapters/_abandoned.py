@@ -18,8 +18,11 @@ class Versions:
     """
 
     def __init__(self, patience: float) -> None:
-        #: Seconds between two looks, and between two changes by whoever works on it.
+        #: Seconds between two changes by whoever works on a thing.
         self.interval = patience / 3
+        #: Seconds between two looks. A thing is seen up to one of them after its last
+        #: change, and found up to one of them after it is abandoned.
+        self.pause = patience / 15
         self._patience = patience
         self._seen: dict[int, tuple[str, float]] = {}
         self._is_due_at = 0.0
@@ -39,7 +42,7 @@ class Versions:
         :param now: seconds by a monotonic clock.
         """
         before = self._seen
-        self._is_due_at = now + self.interval
+        self._is_due_at = now + self.pause
         self._seen = {
             thing: before[thing]
             if thing in before and before[thing][0] == version

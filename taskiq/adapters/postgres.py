@@ -407,7 +407,7 @@ class AsyncpgBroker(plugin.AsyncpgBroker):
 
     async def _wait_for(self, notifications: Any) -> None:
         await self._listen_again()
-        pause = min(_LONGEST_PAUSE, self.idle_timeout / 3000)
+        pause = min(_LONGEST_PAUSE, Versions(self.idle_timeout / 1000).pause)
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(notifications.get(), pause)
 

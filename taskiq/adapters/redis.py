@@ -707,7 +707,7 @@ class _Abandoned:
             for message in await self._claim(redis, stream)
         ]
         if not any(self._cursors.values()):
-            self._is_due_at = now + min(broker.idle_timeout / 4000, _LONGEST_PAUSE)
+            self._is_due_at = now + min(broker.idle_timeout / 10_000, _LONGEST_PAUSE)
         return messages
 
     async def _claim(self, redis: Any, stream: str) -> list[_StreamMessage]:

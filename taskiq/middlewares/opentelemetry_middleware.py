@@ -25,6 +25,7 @@ from taskiq.middlewares._retry import RetryMiddleware, attempt_of, is_enabled
 try:
     import psutil  # type: ignore[import-untyped] # it comes without type hints
     from opentelemetry import context as otel_context
+    from opentelemetry.context import Context
     from opentelemetry.metrics import Observation, get_meter
     from opentelemetry.propagate import extract, inject
     from opentelemetry.trace import Link, SpanKind, Status, StatusCode, get_tracer
@@ -43,7 +44,7 @@ from taskiq.middlewares._open_spans import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider
@@ -96,6 +97,26 @@ def set_attributes_from_context(span: Span, context: dict[str, Any]) -> None:
         is_first_run = name == "_retries" and value == "0"
         if value is not None and not is_first_run:
             span.set_attribute(f"taskiq.{name}", value)
+
+
+def _extracted(labels: Mapping[str, Any]) -> Context:
+    """Read the trace that a message came with; what is malformed is left out.
+
+    Labels may be anything, and propagators take what they are given for text.
+    """
+    carrier = {name: each for name, each in labels.items() if _is_text(each)}
+    try:
+        return extract(carrier)
+    except Exception as exc:  # noqa: BLE001 - of a propagator, which anybody may write
+        logger.warning("Cannot read the trace of a message from its labels: %r", exc)
+        return Context()
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a text without lone surrogates."""
+    if not isinstance(value, str):
+        return False
+    return value.isascii() or value == value.encode(errors="ignore").decode()
 
 
 def attach_context(
@@ -333,7 +354,7 @@ class OpenTelemetryMiddleware(TaskiqMiddleware):
         logger.debug("pre_execute task_id=%s", message.task_id)
         message.labels[_RECEIVE_TIME_LABEL] = time.time()
         is_member = self._is_for_batch(message)
-        extracted = extract(message.labels)
+        extracted = _extracted(message.labels)
         token = None
         if extracted and not is_member:
             token = otel_context.attach(extracted)

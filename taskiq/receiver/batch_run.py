@@ -11,6 +11,7 @@ from taskiq.hooks import hooks_of
 from taskiq.receiver.batch_call import BatchCall
 from taskiq.receiver.casualties import shared
 from taskiq.receiver.containment import run_hooks
+from taskiq.receiver.deliveries import Part
 from taskiq.receiver.diagnosis import describe_batch, log_batch
 from taskiq.receiver.states import BatchState, MessageState
 from taskiq.receiver.tasks import work_for
@@ -59,19 +60,17 @@ class BatchRun:
     async def run(self) -> None:
         """Call the function, give its slot back, settle each message.
 
-        With suspects among them there are several calls, each settled before the next:
-        what it does cannot be lost by a later one that kills the process.
+        With suspects among them there are several calls. Those that are to be made one
+        after another are made here, each settled before the next: what it does cannot
+        be lost by a later one that kills the process. The others become batches of
+        their own, which start as soon as there are slots.
         """
+        parts = await self._parts()
         self._watch()
         for member in self._members:
             if member.context is not None:
                 # What its hooks do from now on is done for the batch.
                 member.context.run(work_for, self)
-        counting = self._runtime.deliveries
-        if counting is None or self._runtime.listening is None:
-            await self._run_together(self._members, is_last=True)
-            return
-        parts = await counting.parts(self._members, self._batch.lane.config.size)
         for number, (members, turn) in enumerate(parts, 1):
             if len(parts) > 1:
                 self._info = self._info_of(members)
@@ -81,6 +80,21 @@ class BatchRun:
                 is_last = number == len(parts)
                 if not await self._run_together(members, is_last=is_last):
                     return
+
+    async def _parts(self) -> Sequence[Part]:
+        """Say which calls to make here, in order; the other ones are given away."""
+        counting = self._runtime.deliveries
+        if counting is None or self._runtime.listening is None:
+            return (Part(self._members),)
+        batch = self._batch
+        runs = await counting.runs(self._members, batch.lane.config.size)
+        if batch.is_part or len(runs) == 1:
+            return [part for run in runs for part in run]
+        away = [[each for part in run for each in part.members] for run in runs[1:]]
+        self._runtime.part(batch, away)
+        self._members = list(batch.members)
+        self._info = self._info_of(self._members)
+        return runs[0]
 
     async def _run_together(
         self, members: Sequence[Delivery], *, is_last: bool

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import decimal
 import heapq
-from bisect import bisect_left
+from bisect import bisect_left, insort_right
 from collections import OrderedDict, deque
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
@@ -32,7 +32,7 @@ from taskiq.receiver.ranking import foremost
 from taskiq.receiver.states import BatchState, Holder, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
 
     from taskiq.batch import BatchConfig
     from taskiq.clock import Alarm, Clock
@@ -80,6 +80,9 @@ class Member(Protocol):
 
     def joined(self, batch: Batch[Any], /) -> None:
         """Learn that it has a place in `batch`, which takes it back by `release`."""
+
+    def moved(self, batch: Batch[Any], /) -> None:
+        """Learn that it has its place in `batch` from now on."""
 
     def waits(self) -> None:
         """Learn that there is no room for it yet."""
@@ -131,6 +134,7 @@ class Batch(Holder, Generic[_Member]):
         "alarm",
         "group",
         "is_lowered",
+        "is_part",
         "joined_at",
         "lane",
         "members",
@@ -147,13 +151,15 @@ class Batch(Holder, Generic[_Member]):
         self,
         lane: Lane[_Member],
         group: Group[_Member],
-        sequence: int,
+        sequence: float,
         opened_at: float,
     ) -> None:
         super().__init__(BatchState.FILLING)
         self.lane = lane
         self.group = group
         self.sequence = sequence
+        # Whether its members were in another batch, which was parted.
+        self.is_part = False
         # Among groups with a due batch the lowest turn is next.
         self.turn = sequence
         self.opened_at = opened_at
@@ -187,6 +193,18 @@ class Batch(Holder, Generic[_Member]):
         self.unsettled += 1
         lane.buffered += 1
         member.joined(self)
+
+    def hand_over(self, member: _Member, other: Batch[_Member]) -> None:
+        """Let a member have its place in another batch of its group."""
+        if member.priority != other.priority:
+            other._rank(member.priority)
+        del self.members[member]
+        other.members[member] = None
+        if self.lane.max_weight is not None:
+            other.weight = other.add(member.weight)
+        self.unsettled -= 1
+        other.unsettled += 1
+        member.moved(other)
 
     def _rank(self, priority: float) -> None:
         """Have the priority of a member who joins, unless that of another is higher."""
@@ -271,7 +289,7 @@ class Lane(Generic[_Member]):
         self.due: dict[Group[_Member], None] = {}
         # The same under the turn of their first one, a heap: the lowest turn is next.
         # An entry is out of date when its group has a later turn, or no due batch.
-        self.turns: list[tuple[int, Group[_Member]]] = []
+        self.turns: list[tuple[float, Group[_Member]]] = []
         # Members beyond `max_buffered`, in order of arrival; `True` for those parked.
         # The first of a plain dict is found behind all that were taken out before it.
         self.waiting: OrderedDict[_Member, bool] = OrderedDict()
@@ -470,6 +488,26 @@ class Batcher(Generic[_Member]):
         batch.reason = FlushReason.MANUAL
         self._seal(batch)
         return batch
+
+    def part(self, batch: Batch[_Member], parts: Sequence[Sequence[_Member]]) -> None:
+        """Let members of a sealed batch start in batches of their own, in this order.
+
+        They have waited as long as that batch, so they are the next of their group, and
+        each of them counts for every limit. None of them is parted again.
+
+        :param parts: members of each, not all of the batch.
+        """
+        for number, members in enumerate(parts, 1):
+            sequence = batch.sequence + number / (len(parts) + 1)
+            own = Batch(batch.lane, batch.group, sequence, batch.opened_at)
+            own.is_part, own.turn, own.reason = True, batch.turn, batch.reason
+            for member in members:
+                batch.hand_over(member, own)
+            own.move(BatchState.FULL)
+            insort_right(batch.group.queue, own, key=_by_sequence)
+        batch.lane.line_up(batch.group)
+        self._keep_pace(batch.lane)
+        self._wake()
 
     def call_again(self, batch: Batch[_Member], go: Callable[[], object]) -> None:
         """Have a batch that runs wait for one more call, where its task has a rate.

@@ -31,7 +31,7 @@ class Part(NamedTuple):
     """
 
     members: Sequence[Delivery]
-    turn: AbstractAsyncContextManager[None]
+    turn: AbstractAsyncContextManager[None] = nullcontext()
 
 
 class Deliveries:
@@ -49,8 +49,10 @@ class Deliveries:
         """Make it for a broker that counts."""
         return None if resolve(broker).deliveries is None else Deliveries(broker)
 
-    async def parts(self, members: Sequence[Delivery], size: int) -> Sequence[Part]:
-        """Part the messages of a batch into calls, to be made one after another.
+    async def runs(
+        self, members: Sequence[Delivery], size: int
+    ) -> Sequence[Sequence[Part]]:
+        """Part the messages of a batch into calls, as `suspects.runs` gives them.
 
         :param size: most items of a batch of their task.
         """
@@ -62,7 +64,7 @@ class Deliveries:
             told.append(told[-1] if is_same else await self._count(member))
             latest = member.raw
         if all(count <= 1 for count in told):
-            return (Part(members, nullcontext()),)
+            return ((Part(members),),)
         counts = [
             counted(member, count) for member, count in zip(members, told, strict=True)
         ]
@@ -78,11 +80,14 @@ class Deliveries:
                     members[indexes[0]],
                 )
         return [
-            Part(
-                [members[index] for index in part.indexes],
-                self._turns if part.is_exclusive else nullcontext(),
-            )
-            for part in found
+            [
+                Part(
+                    [members[index] for index in part.indexes],
+                    self._turns if part.is_exclusive else nullcontext(),
+                )
+                for part in run
+            ]
+            for run in suspects.runs(found)
         ]
 
     async def _count(self, member: Delivery) -> int:

@@ -187,6 +187,10 @@ class Delivery(Holder):
         self.move(_BUFFERED)
         self.unit, self.source = _PLACE, batch
 
+    def moved(self, batch: Batch[Delivery]) -> None:
+        """Have the place in another batch."""
+        self.source = batch
+
     @property
     def batch(self) -> Batch[Delivery] | None:
         """The batch it is in, which it has its place from."""

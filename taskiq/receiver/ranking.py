@@ -53,7 +53,7 @@ def foremost(lanes: Sequence[Lane[_Member]], now: float) -> Batch[_Member]:
     :param now: the present moment, in seconds.
     """
     highest = max(_highest(lane) for lane in lanes)
-    chosen: tuple[int, Batch[_Member]] | None = None
+    chosen: tuple[float, Batch[_Member]] | None = None
     for lane in lanes:
         if not lane.is_mixed and lane.priority == highest:
             first = lane.first_in_turn()
@@ -77,9 +77,9 @@ def _of_lane(
     lane: Lane[_Member],
     highest: float,
     now: float,
-) -> list[tuple[int, Batch[_Member]]]:
+) -> list[tuple[float, Batch[_Member]]]:
     """List the batch of each group that may be next, with the turn of the group."""
-    found: list[tuple[int, Batch[_Member]]] = []
+    found: list[tuple[float, Batch[_Member]]] = []
     for group in lane.due:
         first = group.queue[0]
         # In order of arrival: where one has aged, the first has.

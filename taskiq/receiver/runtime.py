@@ -40,7 +40,7 @@ from taskiq.receiver.unique_keys import UniqueKeys
 from taskiq.waiting import wait_watches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from taskiq.acks import AckableMessage
     from taskiq.batch import BatcherStatistics, FlushReason
@@ -474,6 +474,12 @@ class Runtime:
             run = BatchRun(self, batch)
             self.tasks.begin(run.run(), run, context=self.base)
         self._starter = None
+
+    def part(self, batch: Batch[Delivery], parts: Sequence[Sequence[Delivery]]) -> None:
+        """Let members of a batch that starts be batches of their own."""
+        self.batcher.part(batch, parts)
+        if self._is_stopped:
+            self._give_up(self.batcher.abandon())
 
     # -- Stopping ------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from taskiq.acks import AcknowledgeType
 from taskiq.exceptions import NoResultError
 from taskiq.hooks import hooks_of
 from taskiq.models import maker_of
-from taskiq.outage import is_unreachable
+from taskiq.outage import brief, is_unreachable
 from taskiq.outcome import Failed, Outcome, Succeeded, own_copy
 from taskiq.receiver.containment import (
     Steps,
@@ -34,7 +34,7 @@ from taskiq.receiver.tasks import Crew, wait_for_all
 from taskiq.receiver.unique_keys import is_free
 from taskiq.result import TaskiqResult
 from taskiq.unstorable import storable_instead
-from taskiq.utils import maybe_awaitable
+from taskiq.utils import is_odd_text, maybe_awaitable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -366,8 +366,14 @@ class Settlement:
         if self._replace_result(delivery, error):
             stored = await self._store(delivery)
             failure = stored.error if isinstance(stored, Failed) else None
-        if failure is not None:
-            self._log_failure(_CANNOT_SET, delivery, failure)
+        if failure is None:
+            return None
+        if is_odd_text(delivery.message.task_id) and not is_unreachable(failure):
+            # Nor could it be the next time: without an end it would run for ever.
+            text = "No result can be stored under the ID of %s: %s"
+            logger.error(text, delivery, brief(failure))
+            return None
+        self._log_failure(_CANNOT_SET, delivery, failure)
         return failure
 
     def _replace_result(self, delivery: Delivery, error: BaseException) -> bool:

@@ -5,7 +5,7 @@ counts deliveries delivers again what the process held, counted up. A message th
 delivered `n` times may have been in `n - 1` calls that never ended. So it shares its
 next call with no more than a `2 ** (n - 1)`th of a batch, and only with messages of
 which the same is known: the one that kills is alone after `log2(size) + 1` deaths, and
-what has not been delivered before runs apart from all of them, and first. Where
+what has not been delivered before runs apart from all of them, and begins first. Where
 `max_deliveries` leaves less time, parts shrink faster: at its last delivery each
 message is alone.
 
@@ -14,8 +14,10 @@ what was running (`taskiq.receiver.casualties`), a delivery that ended with the 
 a process in which the message was not running does not count: it is no suspect, and is
 not dead for `max_deliveries` either.
 
-Whatever has died twice runs one call after another in a process, so that the next death
-says more.
+Whatever has died twice, or is delivered for the last time, runs one call after another
+in a process, so that the next death says more. What has died once does not: mostly its
+process was killed by somebody, and hundreds of messages are to run again as soon as
+there are slots.
 
 Calls with equally many deliveries are made in random order. A broker delivers again in
 the order it had: the one that kills might always be first, and nobody behind it would
@@ -45,7 +47,8 @@ class Part(NamedTuple):
     """Messages of a batch that share a call.
 
     :ivar indexes: which of the batch.
-    :ivar is_exclusive: whether no other such call runs in the process meanwhile.
+    :ivar is_exclusive: whether no other such call runs in the process meanwhile; the
+        others may run side by side.
     """
 
     indexes: Sequence[int]
@@ -87,7 +90,7 @@ def parts(
     limit: int | None = None,
     shuffle: Callable[[list[Any]], None] = random.shuffle,
 ) -> list[Part]:
-    """Part the messages of a batch into calls, to be made one after another.
+    """Part the messages of a batch into calls.
 
     :param deliveries: for each message in how many it may have run.
     :param size: most items of a batch.
@@ -98,10 +101,12 @@ def parts(
     by_most: defaultdict[tuple[int, bool], list[int]] = defaultdict(list)
     for index, count in enumerate(deliveries):
         most = most_together(count, size, limit)
-        is_exclusive = count >= _ONE_AT_A_TIME or (count > 1 and most == 1)
+        is_last = limit is not None and count >= limit
+        is_exclusive = count >= _ONE_AT_A_TIME or (count > 1 and is_last)
         by_most[most, is_exclusive].append(index)
     calls: list[Part] = []
-    for (most, is_exclusive), indexes in sorted(by_most.items(), reverse=True):
+    least_suspect = sorted(by_most.items(), key=lambda each: (-each[0][0], each[0][1]))
+    for (most, is_exclusive), indexes in least_suspect:
         alike = [
             Part(indexes[start : start + most], is_exclusive)
             for start in range(0, len(indexes), most)
@@ -109,3 +114,18 @@ def parts(
         shuffle(alike)
         calls += alike
     return calls
+
+
+def runs(calls: Sequence[Part]) -> list[list[Part]]:
+    """Say which of the calls of a batch are made one after another.
+
+    :param calls: those least suspect first.
+    :returns: runs, which may go side by side. What is exclusive is in the last one,
+        behind the others: those have ended by then, or soon will.
+    """
+    free = [[call] for call in calls if not call.is_exclusive]
+    exclusive = [call for call in calls if call.is_exclusive]
+    if not free:
+        return [exclusive]
+    free[-1] += exclusive
+    return free

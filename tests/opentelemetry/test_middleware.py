@@ -961,3 +961,39 @@ async def test_a_span_tells_how_its_message_ends(
     ]
     assert [each["taskiq.ending"] for each in told] == endings
     assert [each.get("taskiq.deliveries") for each in told] == deliveries
+
+
+# -- What a message says of its trace ------------------------------------------------
+
+#: What is no text, or none that anybody could encode.
+MALFORMED: list[Any] = [5, None, True, 1.5, [1], ["a"], {"a": 1}, "\ud800"]
+
+
+@pytest.mark.parametrize("malformed", MALFORMED, ids=repr)
+@pytest.mark.parametrize("label", ["traceparent", "tracestate", "baggage", "other"])
+async def test_what_is_malformed_of_a_trace_is_left_out(
+    label: str, malformed: Any, telemetry: Telemetry
+) -> None:
+    """The message runs, in the trace that the rest says."""
+    broker = QueueBroker().with_middlewares(telemetry.middleware())
+    broker.result_backend = backend = RecordingBackend()
+
+    @broker.task(task_name="t")
+    async def t() -> None: ...
+
+    parent = f"00-{'1' * 32}-{'2' * 16}-01"
+    message = message_of(**{"traceparent": parent, label: malformed})
+    await Receiver(broker).callback(broker.formatter.dumps(message).message)
+    assert not backend.results["id"].is_err
+    trace_id = context_of(telemetry.span("execute/t")).trace_id
+    assert (trace_id == int("1" * 32, 16)) is (label != "traceparent")
+
+
+async def test_a_propagator_that_raises_costs_no_message_its_run(
+    telemetry: Telemetry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(module, "extract", mock.Mock(side_effect=KeyError("key")))
+    telemetry.middleware().pre_execute(message_of())
+    assert "Cannot read the trace of a message from its labels" in caplog.text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,10 @@ from taskiq_nats import NATSObjectStoreResultBackend
 from taskiq_pg.asyncpg import AsyncpgResultBackend
 from taskiq_redis import RedisAsyncResultBackend
 
-from taskiq.exceptions import UnstorableResultError
+from taskiq.exceptions import UnsendableArgumentError, UnstorableResultError
+from taskiq.kicker import AsyncKicker
+from taskiq.message import BrokerMessage
+from taskiq.receiver import Receiver
 from taskiq.result import TaskiqResult
 from taskiq.serializers import (
     CBORSerializer,
@@ -22,11 +27,14 @@ from taskiq.serializers import (
     PickleSerializer,
 )
 from taskiq.unstorable import storable_instead
+from tests.support.hub import HANG
 
+from .lines import LINES
 from .servers import NATS, POSTGRES, REDIS, Server, jetstream, postgres, sql_name
+from .test_conformance import LEASE, short
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from taskiq.abc.result_backend import AsyncResultBackend
     from taskiq.abc.serializer import TaskiqSerializer
@@ -181,3 +189,105 @@ def assert_refused(
     assert isinstance(instead.error, UnstorableResultError)
     assert (instead.error.path, instead.error.kind) == (path, "str")
     assert " ".join(str(refusal).split()) in instead.error.reason
+
+
+# -- Texts that servers do not take, as ids and names --------------------------------
+
+#: Such as the name of a file that is no text.
+ODD = "a\ud800"
+
+#: Which of id, task, label and name of a label a broker refuses. An id is, always: no
+#: result could be stored under it.
+REFUSED = {
+    "redis-stream": ["id"],
+    "adapted-redis-stream": ["id"],
+    "adapted-redis-list": ["id"],
+    "rabbitmq": ["id", "task", "label", "name"],
+    "jetstream-pull": ["id", "label", "name"],
+    "adapted-jetstream-pull": ["id", "label", "name"],
+    "nats": ["id", "label", "name"],
+    "postgres": ["id", "task", "label", "name"],
+    "adapted-postgres": ["id", "task", "label", "name"],
+}
+
+
+@pytest.fixture
+def line_name(line: str) -> Iterator[str]:
+    yield from named(LINES[line].server)
+
+
+async def path_of_refusal(kicker: Any) -> str | None:
+    try:
+        await kicker.kiq()
+    except UnsendableArgumentError as exc:
+        return exc.path
+    return None
+
+
+@pytest.mark.parametrize("line", REFUSED)
+async def test_a_text_that_cannot_be_sent_is_named(line: str, line_name: str) -> None:
+    sender = LINES[line].sender(line_name)
+    await sender.startup()
+    kickers: dict[str, Any] = {
+        "id": AsyncKicker("t", sender, {}).with_task_id(ODD),
+        "task": AsyncKicker(ODD, sender, {}),
+        "label": AsyncKicker("t", sender, {"tenant": ODD}),
+        "name": AsyncKicker("t", sender, {ODD: "x"}),
+    }
+    found = {part: await path_of_refusal(kicker) for part, kicker in kickers.items()}
+    await sender.shutdown()
+    paths = {
+        "id": "task_id",
+        "task": "task_name",
+        "label": "labels['tenant']",
+        "name": r"the name of labels['a\ud800']",
+    }
+    refused = REFUSED[line]
+    assert found == {part: paths[part] if part in refused else None for part in paths}
+
+
+@asynccontextmanager
+async def working(
+    line: str, name: str, options: Any, ran: list[Any]
+) -> AsyncIterator[None]:
+    broker = short(LINES[line].make(name))
+    broker.is_worker_process = True
+
+    async def note(numbers: list[Any]) -> list[Any]:
+        ran.append(numbers)
+        return numbers
+
+    broker.register_task(note, "t", **options)
+    finish = asyncio.Event()
+    listening = asyncio.create_task(Receiver(broker).listen(finish))
+    await asyncio.sleep(1)
+    yield
+    finish.set()
+    await listening
+    await broker.shutdown()
+
+
+@pytest.mark.parametrize("odd", [ODD, "a\0b"])
+@pytest.mark.parametrize("options", [{}, {"batch": True, "batch_timeout": 0.2}])
+@pytest.mark.parametrize(
+    "line", ["adapted-redis-stream", "rabbitmq", "jetstream-pull", "adapted-postgres"]
+)
+async def test_a_message_whose_result_cannot_be_stored_for_its_id_ends(
+    line: str, line_name: str, options: dict[str, Any], odd: str
+) -> None:
+    """It came from another sender. It runs once, and its neighbours have results."""
+    ran: list[Any] = []
+    async with working(line, line_name, options, ran):
+        sender = short(LINES[line].sender(line_name))
+        await sender.startup()
+        kicker: Any = AsyncKicker("t", sender, {})
+        message = kicker._prepare_message([2])
+        message.task_id = odd
+        data = sender.formatter.dumps(message).message
+        sent = BrokerMessage(task_id="id", task_name="t", message=data, labels={})
+        await sender.kick(sent)
+        handle = await kicker.kiq([1])
+        assert not (await handle.wait_result(timeout=HANG)).is_err
+        await asyncio.sleep(LEASE + 1)  # it would come again
+        await sender.shutdown()
+    assert str(ran).count("2") == 1

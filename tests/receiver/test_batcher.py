@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,9 @@ class Letter(str):
     def joined(self, batch: Batch[Letter]) -> None:
         self.batch = batch
         self.bench.admitted.append(self)
+
+    def moved(self, batch: Batch[Letter]) -> None:
+        self.batch = batch
 
     bench: Offering
 
@@ -415,6 +418,48 @@ def test_the_longest_waiting_batch_starts_first_so_no_key_starves_another() -> N
     offering.clock.advance(10)
     offering.finish(running)
     assert [members for members, _ in offering.left()] == ["c", "de", "fg", "hi"]
+
+
+def test_a_batch_is_parted_into_batches_that_start_next_and_count_for_every_limit() -> (
+    None
+):
+    offering = Offering(size=6, concurrency=2)
+    offering.offer("abcdef")
+    offering.offer("uvwxyz", weight=1)
+    offering.offer("1", group="other")
+    offering.batcher.flush(FlushReason.MANUAL)
+    batch = offering.take()
+    a, b, c, d, *_ = batch.members
+    offering.batcher.part(batch, [[b, c], [d]])
+    assert list(batch.members) == ["a", "e", "f"]
+    parts = [offering.take()]
+    assert offering.take_nothing()
+    for ended in (batch, *parts):
+        offering.finish(ended)
+    # The other group has waited longer than what is next of this one.
+    assert offering.left() == [
+        ("1", FlushReason.MANUAL),
+        ("d", FlushReason.SIZE),
+        ("uvwxyz", FlushReason.SIZE),
+    ]
+    assert list(parts[0].members) == ["b", "c"]
+    assert parts[0].opened_at == batch.opened_at
+    assert a.batch is None
+    offering.assert_nothing_is_left()
+
+
+def test_what_was_parted_can_be_taken_out_until_it_starts() -> None:
+    offering = Offering(size=4, concurrency=1)
+    offering.offer("abcd")
+    offering.offer("efgh")
+    batch = offering.take()
+    _, b, c, d = batch.members
+    offering.batcher.part(batch, [[b], [c, d]])
+    assert offering.withdraw("b")
+    assert offering.withdraw("c")
+    offering.finish(batch)
+    assert [members for members, _ in offering.left()] == ["d", "efgh"]
+    offering.assert_nothing_is_left()
 
 
 def test_the_longest_waiting_batch_starts_first_among_tasks_too() -> None:
@@ -1137,6 +1182,7 @@ class ExpectedBatch:
     priorities: list[float] = field(default_factory=list)
     weight: float = 0
     is_full: bool = False
+    is_part: bool = False
     reason: FlushReason | None = None
 
 
@@ -1166,6 +1212,10 @@ class Entrant:
     def joined(self, batch: Batch[Entrant]) -> None:
         self.batch = batch
         self.steps.append("joined")
+
+    def moved(self, batch: Batch[Entrant]) -> None:
+        assert "joined" in self.steps
+        self.batch = batch
 
     def waits(self) -> None:
         assert self.steps == []
@@ -1210,6 +1260,8 @@ class BatcherModel(RuleBasedStateMachine):
         self.expected_admissions: list[int] = []
         # Batches taken: each with how many of its members are not settled, by state.
         self.running: list[Batch[Entrant]] = []
+        # As they were expected, those that may be parted still.
+        self.whole: dict[Batch[Entrant], ExpectedBatch] = {}
         self.settling: list[tuple[Batch[Entrant], list[Entrant]]] = []
         self.taken: list[int] = []
 
@@ -1437,7 +1489,49 @@ class BatcherModel(RuleBasedStateMachine):
         self._expect_pace(expected.owner)
         self._expect_turn(expected.owner, expected.group)
         self.running.append(batch)
+        assert batch.is_part == expected.is_part
+        if not expected.is_part and len(expected.members) > 1:
+            self.whole[batch] = expected
         self._check_taken(batch)
+
+    @precondition(lambda self: self.whole)
+    @rule(data=st.data())
+    def part(self, data: st.DataObject) -> None:
+        batch = data.draw(st.sampled_from(list(self.whole)))
+        expected = self.whole.pop(batch)
+        members = list(batch.members)
+        places = data.draw(
+            st.lists(st.integers(0, 2), min_size=len(members), max_size=len(members))
+        )
+        places[0] = 0
+        parts = [
+            [m for m, place in zip(members, places, strict=True) if place == number]
+            for number in (1, 2)
+        ]
+        parts = [part for part in parts if part]
+        if not parts:
+            return
+        for number, part in enumerate(parts):
+            self.open.insert(number, self._expected_part(expected, part))
+            for member in part:
+                self.taken.remove(member.number)
+        self.batcher.part(batch, parts)
+        assert [m for m, p in zip(members, places, strict=True) if not p] == list(
+            batch.members
+        )
+
+    def _expected_part(
+        self, whole: ExpectedBatch, members: list[Entrant]
+    ) -> ExpectedBatch:
+        """It is as old as the whole, due for the same reason, and takes nobody."""
+        return replace(
+            whole,
+            members=[each.number for each in members],
+            priorities=[each.priority for each in members],
+            weight=sum(self.offered[each.number].weight for each in members),
+            is_full=True,
+            is_part=True,
+        )
 
     def _check_taken(self, batch: Batch[Entrant]) -> None:
         config = batch.lane.config
@@ -1461,6 +1555,7 @@ class BatcherModel(RuleBasedStateMachine):
 
     def _end_call(self, index: int, *, is_run: bool) -> None:
         batch = self.running.pop(index)
+        self.whole.pop(batch, None)
         if is_run:
             batch.move(BatchState.RUNNING)
         self.settling.append((batch, list(batch.members)))

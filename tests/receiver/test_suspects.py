@@ -16,7 +16,7 @@ from taskiq.acks import AckableMessage
 from taskiq.brokers.inmemory_broker import InMemoryBroker
 from taskiq.receiver import Receiver
 from taskiq.receiver.casualties import Death
-from taskiq.receiver.suspects import Part, counted, most_together, parts
+from taskiq.receiver.suspects import Part, counted, parts, runs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
@@ -42,8 +42,7 @@ def test_every_message_is_in_one_call_with_such_as_itself(
         assert list(call) == sorted(call)
         if limit is not None and most >= limit > 1:
             assert len(call) == 1
-        is_alone = most_together(most, size, limit) == 1
-        assert is_exclusive is (most > 2 or (most == 2 and is_alone))
+        assert is_exclusive is (most > 2 or (most == 2 and limit in {1, 2}))
 
 
 @given(
@@ -144,10 +143,10 @@ def test_one_that_kills_is_over_its_limit_and_no_other_is(
         batches = [left[start : start + size] for start in range(0, len(left), size)]
         calls = [
             deque(
-                Part([batch[index] for index in part.indexes], part.is_exclusive)
-                for part in parts(counts(batch), size, limit, chance.shuffle)
+                call._replace(indexes=[batch[i] for i in call.indexes]) for call in run
             )
             for batch in batches
+            for run in runs(parts(counts(batch), size, limit, chance.shuffle))
         ]
         left = process(calls, left, killer, at_once, chance, deaths)
         for each in left:
@@ -212,6 +211,39 @@ class Redelivering(InMemoryBroker):
         yield self.formatter.dumps(
             self.find_task("double").kicker()._prepare_message(7),  # type: ignore[union-attr]
         ).message
+
+
+@pytest.mark.parametrize(
+    ("options", "together"),
+    # At the limit of two each suspect is delivered for the last time.
+    [({}, 3), ({"batch_concurrency": 2}, 2), ({"max_deliveries": 2}, 1)],
+)
+async def test_what_died_once_runs_side_by_side_where_there_are_slots(
+    options: dict[str, Any], together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed leaves messages that are to run again soon."""
+    monkeypatch.setattr("tests.receiver.test_suspects.COUNTS", (2, 2, 2, 2, 2, 2, 1))
+    broker = Redelivering()
+    running: list[list[int]] = []
+    most: list[list[int]] = []
+    calls: list[list[int]] = []
+
+    @broker.task("double", batch=True, batch_size=8, batch_timeout=60, **options)  # type: ignore[untyped-decorator]
+    async def double(numbers: list[int]) -> list[int]:
+        calls.append(numbers)
+        running.append(numbers)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        if len(running) > len(most):
+            most[:] = running
+        running.remove(numbers)
+        return numbers
+
+    await Receiver(broker, run_startup=False).listen(asyncio.Event())
+    assert (most[0], len(most)) == ([6, 7], together)
+    sizes = [1] * 6 if together == 1 else [4, 2]
+    assert sorted(map(len, calls[1:]), reverse=True) == sizes
+    assert len(broker.result_backend.results) == 8  # type: ignore[attr-defined]
 
 
 async def test_a_worker_calls_suspects_apart_and_settles_call_by_call(
