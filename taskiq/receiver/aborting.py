@@ -89,17 +89,23 @@ class Aborting:
         if self._loop.time() < self._no_look_before:
             return False
         found: Any = await contain(self._looks.submit, task_id, seconds=_PATIENCE)
-        if not isinstance(found, Failed):
-            return bool(found)
-        if self._loop.time() >= self._no_look_before:
-            self._no_look_before = self._loop.time() + _PATIENCE
-            logger.warning(
-                "Cannot look whether messages were aborted: %r. Those of the next "
-                "%g seconds run unless they are told of.",
-                found.error,
-                _PATIENCE,
-            )
-        return False
+        if isinstance(found, Failed):
+            self._cannot_look(found.error)
+            return False
+        return bool(found)
+
+    def _cannot_look(self, error: BaseException) -> None:
+        """Look no more for a while; it is told once for all that asked meanwhile."""
+        now = self._loop.time()
+        if now < self._no_look_before:
+            return
+        self._no_look_before = now + _PATIENCE
+        logger.warning(
+            "Cannot look whether messages were aborted: %r. Those of the next "
+            "%g seconds run unless they are told of.",
+            error,
+            _PATIENCE,
+        )
 
     async def _look(self, task_ids: Sequence[str]) -> list[bool | Exception]:
         marked = await self._store.look(task_ids)

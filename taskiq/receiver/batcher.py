@@ -472,16 +472,13 @@ class Batcher(Generic[_Member]):
         return batch
 
     def call_again(self, batch: Batch[_Member], go: Callable[[], object]) -> None:
-        """Have a batch that runs wait for one more call, where its task has a rate.
+        """Have a batch that runs wait for one more call; its task has to have a rate.
 
         :param go: called once, perhaps at once: it may start now. It must not call back
             into the batcher.
         """
-        if batch.lane.pace is None:
-            go()
-        else:
-            batch.lane.again.append(go)
-            self._keep_pace(batch.lane)
+        batch.lane.again.append(go)
+        self._keep_pace(batch.lane)
 
     def call_no_more(self, batch: Batch[_Member], go: Callable[[], object]) -> None:
         """Learn that the batch does not wait for that call any more."""

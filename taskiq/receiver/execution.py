@@ -205,11 +205,9 @@ class Execution:
             return coroutine
         return self._resolve_and_call(call)
 
-    def _open_dependencies(self, call: Call) -> AsyncResolveContext | None:
+    def _open_dependencies(self, call: Call) -> AsyncResolveContext:
         """Prepare to resolve what a call depends on."""
         graph = call.task.graph_for(self._broker.dependency_overrides)
-        if graph is None:
-            return None
         # A copy: what is resolved later must not see another message's context.
         own = self._broker.custom_dependency_context.copy()
         own[Context] = call.context  # whatever another thread has told meanwhile

@@ -20,6 +20,8 @@ from taskiq.context import BatchContext, Context
 from taskiq.exceptions import TaskAbortedError
 from taskiq.receiver import Receiver
 from taskiq.testing import ManualClock
+from tests.support.virtual_time import virtual
+from tests.support.worker import BatchWorker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -281,6 +283,28 @@ async def test_what_waits_in_a_sealed_batch_is_left_out_of_its_call(
     assert len(broker.acked) == 3
 
 
+@virtual
+async def test_a_slot_that_comes_when_nothing_waits_for_it_any_more_is_given_back() -> (
+    None
+):
+    worker = BatchWorker(batch_size=1)
+    worker.broker.with_abort_store(InMemoryAborts())
+    listening = worker.listen()
+    await worker.occupy()
+    handle = await worker.task.kiq("aborted")
+    await worker.until_held(1)
+    assert await handle.abort()
+    assert await is_aborted(handle)
+    worker.vacate()
+    await asyncio.sleep(1)
+    await worker.send("called")
+    await asyncio.sleep(1)
+    assert worker.calls == [["called"]]
+    worker.finish.set()
+    await listening
+    worker.assert_as_new()
+
+
 async def test_a_lost_subscription_is_made_again_soon_after_one_that_held(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -411,20 +435,25 @@ async def test_a_worker_without_its_store_says_so_and_runs(
         async def follow(self) -> None:
             raise OSError("away")
 
-    broker = QueueBroker()
-    broker.with_abort_store(Away(set()))
+    broker, store = QueueBroker(), Away(set())
+    broker.with_abort_store(store)
 
     @broker.task
     async def double(number: int) -> int:
         return 2 * number
 
-    handles = await double.kiq_many(range(100))
     finish = asyncio.Event()
     receiver = Receiver(broker, run_startup=False)
     listening = asyncio.create_task(receiver.listen(finish))
+    handles = [await double.kiq(0)]
+    while not store.looks:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    handles += await double.kiq_many(range(1, 100))
     results = [await each.wait_result(timeout=5) for each in handles]
     finish.set()
     await listening
     assert [each.return_value for each in results] == list(range(0, 200, 2))
+    first, second = store.looks  # and no third one for those who came after them
+    assert len(first) == 1 < len(second)
     assert caplog.text.count("Cannot look whether messages were aborted") == 1
     assert "No longer told of aborted messages: OSError('away')" in caplog.text

@@ -20,14 +20,18 @@ from hypothesis.stateful import (
 )
 
 from taskiq.batch import BatchConfig, FlushReason
+from taskiq.rates import Pace
 from taskiq.receiver.batcher import Batch, Batcher, Group
+from taskiq.receiver.paces import own_pace
 from taskiq.receiver.placing import exact_weight
 from taskiq.receiver.states import MOVES, BatchState
 from taskiq.testing import ManualClock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
+
+    from taskiq.receiver.paces import AnyPace, MakePace
 
 _UNLIMITED = 1000
 
@@ -71,6 +75,7 @@ class Offering:
         size: int = 10,
         timeout: float = 10,
         max_buffered: int = _UNLIMITED,
+        make_pace: MakePace = own_pace,
         **limits: Any,
     ) -> None:
         self.clock = ManualClock()
@@ -83,7 +88,7 @@ class Offering:
         self.offered: list[Letter] = []
         self.admitted: list[Letter] = []
         self.wakes = 0
-        self.batcher: Batcher[Letter] = Batcher(self.clock, wake=self._woken)
+        self.batcher: Batcher[Letter] = Batcher(self.clock, self._woken, make_pace)
 
     def _woken(self) -> None:
         self.wakes += 1
@@ -593,6 +598,76 @@ def test_a_drain_exceeds_no_rate() -> None:
     assert offering.left() == [("a", FlushReason.SHUTDOWN)]
     offering.clock.advance(1)
     assert offering.left() == [("b", FlushReason.SHUTDOWN)]
+
+
+def test_one_more_call_of_a_batch_has_its_turn_before_a_batch_that_is_due() -> None:
+    offering, starts = Offering(size=1, rate="1/s"), list[tuple[str, float]]()
+    offering.offer("ab")
+    running = offering.take()
+    for name in ("second", "third"):
+        offering.batcher.call_again(
+            running,
+            lambda name=name: starts.append((name, offering.clock.time())),  # type: ignore[misc]
+        )
+    for _ in range(3):
+        assert offering.take_nothing()
+        assert offering.batcher.is_paced
+        offering.clock.advance(1)
+    assert starts == [("second", 1), ("third", 2)]
+    offering.finish(running)
+    assert offering.left() == [("b", FlushReason.SIZE)]
+    offering.assert_nothing_is_left()
+
+
+def test_one_more_call_starts_at_once_where_its_moment_has_come() -> None:
+    offering, starts = Offering(size=1, rate="1/s"), list[float]()
+    offering.offer("a")
+    running = offering.take()
+    offering.clock.advance(5)
+    offering.batcher.call_again(running, lambda: starts.append(offering.clock.time()))
+    assert starts == [5]
+    offering.finish(running)
+    offering.offer("b")
+    assert offering.take_nothing()
+
+
+@pytest.mark.parametrize("seconds", [0, 1], ids=["before", "in the moment of"])
+def test_who_gives_up_one_more_call_leaves_no_alarm(seconds: float) -> None:
+    """Also when it may start just then."""
+    offering, starts = Offering(size=1, rate="1/s"), list[float]()
+    offering.offer("a")
+    running = offering.take()
+
+    def go() -> None:
+        starts.append(offering.clock.time())
+
+    offering.batcher.call_again(running, go)
+    offering.clock.advance(seconds)
+    offering.batcher.call_no_more(running, go)
+    assert len(starts) == seconds
+    assert not offering.batcher.is_paced
+    offering.finish(running)
+    offering.clock.advance(10)
+    assert len(starts) == seconds
+    offering.assert_nothing_is_left()
+
+
+def test_what_a_store_says_of_a_task_that_waits_for_nothing_changes_nothing() -> None:
+    told: list[Callable[[], object]] = []
+
+    def make_pace(_: object, rate: str, changed: Callable[[], object]) -> AnyPace:
+        told.append(changed)
+        return Pace(rate)
+
+    offering = Offering(size=1, rate="1/s", make_pace=make_pace)
+    offering.offer("a")
+    [changed] = told
+    changed()  # it may start already
+    assert offering.left() == [("a", FlushReason.SIZE)]
+    wakes = offering.wakes
+    changed()  # nothing is held
+    assert offering.wakes == wakes
+    offering.assert_nothing_is_left()
 
 
 # -- Priorities ---------------------------------------------------------------------
