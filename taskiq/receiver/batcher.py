@@ -27,12 +27,13 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from taskiq.batch import BatcherStatistics, FlushReason
+from taskiq.receiver.by_id import ById
 from taskiq.receiver.paces import own_pace
 from taskiq.receiver.ranking import foremost
 from taskiq.receiver.states import BatchState, Holder, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable
 
     from taskiq.batch import BatchConfig
     from taskiq.clock import Alarm, Clock
@@ -76,6 +77,11 @@ class Member(Protocol):
     @property
     def batch(self) -> Batch[Any] | None:
         """The batch it has a place in."""
+        ...
+
+    @property
+    def sent_as(self) -> str:
+        """The id that it can be found by."""
         ...
 
     def joined(self, batch: Batch[Any], /) -> None:
@@ -376,6 +382,8 @@ class Batcher(Generic[_Member]):
         self._paces: dict[Hashable, AnyPace] = {}
         # While set, a batch falls due with this reason as soon as it is opened.
         self._draining: FlushReason | None = None
+        # Those that `withdraw` would take out, once somebody has looked for one.
+        self._by_id: ById[_Member] | None = None
 
     def group(
         self,
@@ -408,6 +416,8 @@ class Batcher(Generic[_Member]):
         """Take one member in, now or as soon as there is room for it."""
         lane = member.group.lane
         config = lane.config
+        if self._by_id is not None:
+            self._by_id.add(member)
         if lane.buffered < config.max_buffered:
             self._admit(lane, member)
         else:
@@ -524,20 +534,31 @@ class Batcher(Generic[_Member]):
         """
         group = member.group
         lane = group.lane
+        batch = member.batch
         if lane.waiting.pop(member, None) is not None:
             group.waiting -= 1
             self._nobody_waits(lane)
             lane.forget(group)
             self._forget(lane)
-            return True
-        batch = member.batch
-        if batch is None or batch.state not in _UNSEALED:
+        elif batch is None or batch.state not in _UNSEALED:
             return False
-        self._remove(batch, member)
+        else:
+            self._remove(batch, member)
+        self._not_to_be_found((member,))
         return True
 
-    def unsealed(self) -> list[_Member]:
-        """List the members that `withdraw` would take out."""
+    def find(self, ids: Iterable[str]) -> list[_Member]:
+        """List the members with one of these ids that `withdraw` would take out."""
+        if self._by_id is None:
+            self._by_id = ById(lambda member: (member.sent_as,), self._unsealed())
+        return self._by_id.find(ids)
+
+    def _not_to_be_found(self, members: Iterable[_Member]) -> None:
+        if self._by_id is not None:
+            for member in members:
+                self._by_id.discard(member)
+
+    def _unsealed(self) -> list[_Member]:
         members: list[_Member] = []
         for lane in self._lanes.values():
             for batch in _open_batches(lane):
@@ -571,6 +592,7 @@ class Batcher(Generic[_Member]):
                 lane.forget(group)
             for batch in batches:
                 batch.move(BatchState.SETTLED)
+        self._not_to_be_found(abandoned)
         return abandoned
 
     def most_open(self, owner: Hashable) -> int:
@@ -686,6 +708,7 @@ class Batcher(Generic[_Member]):
 
     def _seal(self, batch: Batch[_Member]) -> None:
         batch.move(BatchState.SEALED)
+        self._not_to_be_found(batch.members)
         batch.lane.running += 1
         if batch.lane.pace is not None:
             batch.lane.pace.start(self._clock.time())

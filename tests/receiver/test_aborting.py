@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator  # dependencies are resolved by it
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -21,6 +21,7 @@ from taskiq.exceptions import TaskAbortedError
 from taskiq.receiver import Receiver
 from taskiq.testing import ManualClock
 from tests.support.virtual_time import virtual
+from tests.support.work import Work
 from tests.support.worker import BatchWorker
 
 if TYPE_CHECKING:
@@ -281,6 +282,49 @@ async def test_what_waits_in_a_sealed_batch_is_left_out_of_its_call(
     await listening
     assert calls == [others] * bool(others)
     assert len(broker.acked) == 3
+
+
+_HELD: Final[dict[str, dict[str, Any]]] = {
+    "in an open batch": {"batch": True, "batch_size": 1000},
+    "in batches of many keys": {"batch": True, "batch_key": lambda item: item},
+    "outside of what a task may hold": {
+        "batch": True,
+        "batch_size": 1,
+        "batch_max_buffered": 1,
+    },
+    "in plain calls that run": {},
+    "in batches that run": {"batch": True, "batch_size": 1},
+}
+
+
+@pytest.mark.parametrize("options", _HELD.values(), ids=list(_HELD))
+@virtual
+async def test_aborting_one_costs_the_same_however_many_are_held(
+    options: dict[str, Any],
+) -> None:
+    lines: list[float] = []
+    for count in (50, 400):
+        broker = InMemoryBroker()
+
+        async def wait(item: Any) -> None:
+            await asyncio.Event().wait()
+
+        task: Any = broker.register_task(wait, "wait", **options)
+        handles = [await task.kiq(number) for number in range(count)]
+        await asyncio.sleep(0.01)
+        assert broker.abort_store is not None
+        work = Work()
+        with work:
+            # The last first, and each by itself: others would begin to run.
+            for handle in reversed(handles):
+                broker.abort_store.aborts.hear([handle.task_id])
+                await asyncio.sleep(0)
+            await broker.wait_all()
+        lines.append(work.lines / count)
+        assert all([await is_aborted(handle) for handle in handles])
+        broker.executor.shutdown()
+    few, many = lines
+    assert many <= few * 1.1
 
 
 @virtual

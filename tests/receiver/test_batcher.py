@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -26,10 +25,10 @@ from taskiq.receiver.paces import own_pace
 from taskiq.receiver.placing import exact_weight
 from taskiq.receiver.states import MOVES, BatchState
 from taskiq.testing import ManualClock
+from tests.support.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import FrameType
 
     from taskiq.receiver.paces import AnyPace, MakePace
 
@@ -50,6 +49,10 @@ class Letter(str):
         self.bench.admitted.append(self)
 
     bench: Offering
+
+    @property
+    def sent_as(self) -> str:
+        return str(self)
 
     def waits(self) -> None:
         assert self.batch is None
@@ -947,25 +950,6 @@ def test_groups_of_one_hash_are_told_apart_and_forgotten_one_by_one() -> None:
 # -- What withdrawing costs ---------------------------------------------------------
 
 
-class Work:
-    """Counts the lines that run inside of it: a measure that no clock disturbs."""
-
-    def __init__(self) -> None:
-        self.lines = 0
-        self._before: Any = None
-
-    def _ran(self, _frame: FrameType, _event: str, _argument: object) -> Any:
-        self.lines += 1
-        return self._ran
-
-    def __enter__(self) -> None:
-        self._before = sys.gettrace()
-        sys.settrace(self._ran)
-
-    def __exit__(self, *_error: object) -> None:
-        sys.settrace(self._before)
-
-
 @dataclass(frozen=True)
 class Crowd:
     """Members that wait, and where.
@@ -1020,7 +1004,7 @@ _CROWDS = {
 
 @pytest.mark.parametrize("crowd", _CROWDS.values(), ids=list(_CROWDS))
 @pytest.mark.parametrize("order", [1, -1], ids=["first to last", "last to first"])
-def test_withdrawing_costs_the_same_however_many_wait(
+def test_finding_and_withdrawing_one_costs_the_same_however_many_wait(
     crowd: Crowd,
     order: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -1033,6 +1017,7 @@ def test_withdrawing_costs_the_same_however_many_wait(
         work = Work()
         with work:
             for member in offering.offered[::order]:
+                assert offering.batcher.find([member.sent_as]) == [member]
                 assert offering.batcher.withdraw(member)
                 member.leave()
         lines.append(work.lines / count)
@@ -1237,6 +1222,11 @@ class Entrant:
         self.weight = exact_weight(offered.weight)
         self.priority = offered.priority
         self.steps: list[str] = []
+
+    @property
+    def sent_as(self) -> str:
+        """One id for several, as items of a chunk have it."""
+        return str(self.number % 5)
 
     def joined(self, batch: Batch[Entrant]) -> None:
         self.batch = batch
@@ -1571,6 +1561,17 @@ class BatcherModel(RuleBasedStateMachine):
         if was_waiting:
             entrant.leave()
         self._expect_nobody_waits()
+
+    @rule(ids=st.sets(st.integers(0, 5).map(str)))
+    def find(self, ids: set[str]) -> None:
+        """Who can be withdrawn is found, and nobody else."""
+        waiting = [each.number for each in self.outside]
+        for batch in self.open:
+            waiting += batch.members
+        found = [each.number for each in self.batcher.find(ids)]
+        assert sorted(found) == sorted(
+            number for number in waiting if self.entrants[number].sent_as in ids
+        )
 
     def _expect_withdrawal(self, offered: Offered) -> bool:
         if offered in self.outside:
