@@ -68,6 +68,7 @@ class Message:
     weight: int = 1
     priority: float = 0
     batch: Batch[Message] | None = None
+    sent_as: str = ""
 
     def joined(self, batch: Batch[Message]) -> None:
         """Have a place in a batch."""

@@ -38,6 +38,7 @@ class Message:
 
     weight = 0
     priority = 0.0
+    sent_as = ""  # nobody looks for one
     batch: Batch[Message] | None = None
 
     def __init__(self, group: Group[Message]) -> None:

@@ -23,10 +23,16 @@ from taskiq import (
 )
 from taskiq.acks import AcknowledgeType
 from taskiq.dead_letters import DeadLetter, InMemoryDeadLetters
-from taskiq.exceptions import DeadLetteredError, MaxDeliveriesError, NoResultError
+from taskiq.exceptions import (
+    DeadLetteredError,
+    MaxDeliveriesError,
+    NoResultError,
+    UnknownTaskError,
+)
 from taskiq.message import TaskiqMessage
 from taskiq.policies import Action, Ending
 from taskiq.receiver import Receiver
+from tests.support.recorders import RecordingBackend
 
 
 class Told(TaskiqMiddleware):
@@ -206,23 +212,29 @@ class Bare(InMemoryBroker):
 
 
 class Naming(InMemoryDeadLetters):
-    """Names letters as servers do: by a number of its own."""
+    """Names letters by a number of its own, as servers do, or by theirs."""
 
-    async def put(self, letter: DeadLetter) -> str:
-        self.letters.append(replace(letter, id="7-0"))
-        return "7-0"
+    def __init__(self, number: str | None) -> None:
+        super().__init__()
+        self.number = number
+
+    async def put(self, letter: DeadLetter) -> str | None:
+        self.letters.append(replace(letter, id=self.number or letter.id))
+        return self.number
 
 
+@pytest.mark.parametrize("number", ["7-0", None])
 async def test_the_log_and_the_hooks_name_a_letter_as_its_place_does(
+    number: str | None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    told, store = Told(), Naming()
+    told, store = Told(), Naming(number)
     broker = Bare().with_middlewares(told).with_dead_letters(store=store)
     task = broker.task("task")(_fail)
     await task.kiq()
     await Receiver(broker).callback(broker.delivery(broker.sent[0].message))
     assert told.letters == store.letters
-    assert "kept in memory as 7-0" in caplog.text
+    assert f"kept in memory as {number or store.letters[0].id}" in caplog.text
 
 
 class Failing(InMemoryDeadLetters):
@@ -276,6 +288,21 @@ async def test_nothing_that_nobody_can_run_is_lost() -> None:
             strict=True,
         )
     )
+
+
+async def test_a_result_that_nobody_gets_of_what_was_put_aside_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store, backend = InMemoryDeadLetters(), RecordingBackend()
+    backend.failing = {"1"}
+    broker = Bare().with_dead_letters(store=store).with_result_backend(backend)
+    data = b'{"task_id":"1","task_name":"unknown","args":[],"kwargs":{},"labels":{}}'
+    await Receiver(broker).callback(broker.delivery(data))
+    assert [letter.data for letter in store.letters] == broker.acked == [data]
+    assert "Cannot set the result of a message that nobody can run" in caplog.text
+    backend.failing.clear()
+    await Receiver(broker).callback(broker.delivery(data))
+    assert isinstance(backend.results["1"].error, UnknownTaskError)
 
 
 async def test_a_message_delivered_too_often_is_not_run() -> None:
@@ -436,7 +463,11 @@ class Mending(TaskiqMiddleware):
 
 
 @pytest.mark.parametrize("is_batched", [False, True])
-async def test_a_hook_that_mends_a_result_saves_its_message(is_batched: bool) -> None:
+@pytest.mark.parametrize("ack_type", [None, AcknowledgeType.WHEN_EXECUTED])
+async def test_a_hook_that_mends_a_result_saves_its_message(
+    is_batched: bool,
+    ack_type: AcknowledgeType | None,
+) -> None:
     async def fail_all(items: list[int]) -> None:
         raise ValueError(items)
 
@@ -446,7 +477,7 @@ async def test_a_hook_that_mends_a_result_saves_its_message(is_batched: bool) ->
     else:
         handle = await broker.task("task")(_fail).kiq()
     data = broker.sent[0].message
-    await Receiver(broker).callback(broker.delivery(data))
+    await Receiver(broker, ack_type=ack_type).callback(broker.delivery(data))
     assert (await handle.get_result()).return_value == "mended"
     assert letters_of(broker) == []
     assert broker.acked == [data]

@@ -39,9 +39,12 @@ from taskiq.exceptions import (
     UniqueNotSupportedError,
 )
 from taskiq.receiver import Receiver
+from taskiq.receiver.delivery import Delivery
+from taskiq.receiver.states import MessageState
 from taskiq.result_backends.dummy import DummyResultBackend
 from taskiq.schedule_sources import LabelScheduleSource
 from taskiq.scheduler.scheduled_task import ScheduledTask
+from taskiq.testing import ManualClock
 from taskiq.unique import Claim, InMemoryUniqueKeys, Unique
 from tests.support.brokers import QueueBroker
 from tests.support.virtual_time import run_virtual, virtual
@@ -614,6 +617,80 @@ async def test_a_key_of_another_message_is_not_renewed() -> None:
     await keys.release("key", "third")
     await keys.renew(Claim("key", "third", 60))
     assert len(keys) == 0
+
+
+class Renewing(InMemoryUniqueKeys):
+    """Counts the keys that it is told to renew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renewed = 0
+
+    async def renew(self, claim: Claim) -> None:
+        self.renewed += 1
+
+
+class Holding:
+    """A worker that has read messages of a unique task, by a clock moved by hand."""
+
+    def __init__(self) -> None:
+        self.broker, self.store = Broker(), Renewing()
+        self.broker.with_unique_store(self.store)
+        self.clock = ManualClock()
+        self.receiver = Receiver(self.broker, run_startup=False)
+        self.receiver.use_clock(self.clock)
+
+    async def read(self, seconds: float, *, has_key: bool = True) -> Delivery:
+        """Read a message whose key is held for so long, or has none."""
+
+        async def work() -> None: ...
+
+        name = f"work {seconds}"
+        options: dict[str, Any] = {"unique": True, "unique_ttl": seconds}
+        task = self.broker.register_task(work, name, **(options if has_key else {}))
+        await task.kiq()
+        self.broker.register_task(work, name, **options)
+        [message] = self.broker.take_all()
+        return self.receiver.runtime.delivery(self.broker.ackable(message))
+
+    async def advance(self, seconds: float) -> int:
+        """Let time go by; gives how many keys were renewed meanwhile."""
+        before = self.store.renewed
+        self.clock.advance(seconds)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return self.store.renewed - before
+
+
+async def test_keys_are_renewed_in_half_of_the_shortest_time() -> None:
+    holding = Holding()
+    held = [await holding.read(seconds) for seconds in (40, 4, 60)]
+    assert await holding.advance(1.9) == 0
+    assert await holding.advance(0.1) == len(held)
+    assert await holding.advance(2) == len(held)
+
+
+async def test_what_has_no_key_or_has_ended_is_renewed_by_nobody() -> None:
+    """Though somebody keeps it."""
+    holding = Holding()
+    without = await holding.read(4, has_key=False)
+    assert holding.clock.armed == 0
+    ended = await holding.read(4)
+    ended.end(MessageState.LEFT)
+    assert await holding.advance(10) == 0
+    assert holding.clock.armed == 0
+    assert without.unique is None
+    assert ended.unique is not None
+
+
+async def test_a_worker_without_a_store_renews_nothing() -> None:
+    """Who has sent the message has one."""
+    holding = Holding()
+    held = await holding.read(4)
+    holding.broker.unique_store = None
+    holding.broker.with_result_backend(DummyResultBackend())
+    assert await holding.advance(10) == 0
+    assert held.unique is not None
 
 
 @virtual

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from taskiq.aborts import AbortStore
     from taskiq.outcome import Outcome
-    from taskiq.receiver.containment import Steps
     from taskiq.receiver.delivery import Delivery
     from taskiq.receiver.execution import Call
     from taskiq.receiver.runtime import Runtime
@@ -58,8 +57,7 @@ class Aborting:
         self._looks = GroupCommit(self._look)
         self._no_look_before = 0.0
         self._following: asyncio.Task[None] | None = None
-        # The calls that wait for something: they can be cancelled.
-        self._calls: dict[Steps, Call] = runtime.receiver.execution.list_waiting()
+        self._calls = runtime.receiver.execution.waiting_in(runtime.loop)
         store.aborts.attach(self)
 
     @staticmethod
@@ -89,17 +87,23 @@ class Aborting:
         if self._loop.time() < self._no_look_before:
             return False
         found: Any = await contain(self._looks.submit, task_id, seconds=_PATIENCE)
-        if not isinstance(found, Failed):
-            return bool(found)
-        if self._loop.time() >= self._no_look_before:
-            self._no_look_before = self._loop.time() + _PATIENCE
-            logger.warning(
-                "Cannot look whether messages were aborted: %r. Those of the next "
-                "%g seconds run unless they are told of.",
-                found.error,
-                _PATIENCE,
-            )
-        return False
+        if isinstance(found, Failed):
+            self._cannot_look(found.error)
+            return False
+        return bool(found)
+
+    def _cannot_look(self, error: BaseException) -> None:
+        """Look no more for a while; it is told once for all that asked meanwhile."""
+        now = self._loop.time()
+        if now < self._no_look_before:
+            return
+        self._no_look_before = now + _PATIENCE
+        logger.warning(
+            "Cannot look whether messages were aborted: %r. Those of the next "
+            "%g seconds run unless they are told of.",
+            error,
+            _PATIENCE,
+        )
 
     async def _look(self, task_ids: Sequence[str]) -> list[bool | Exception]:
         marked = await self._store.look(task_ids)
@@ -137,30 +141,25 @@ class Aborting:
         heard: set[str] = set()
         while self._heard:
             heard.update(self._heard.popleft())
-        for steps, call in tuple(self._calls.items()):
-            if steps.belongs_to(self._loop) and self._is_over(call, heard):
+        for call, steps in self._calls.find(heard):
+            if self._is_over(call):
                 task_id = call.context.message.task_id
                 steps.interrupt_for(TaskAbortedError(task_id=task_id))
         runtime = self._runtime
-        for member in runtime.batcher.unsealed():
-            if sent_id(member.message) in heard and runtime.batcher.withdraw(member):
-                if member.is_part:
-                    runtime.chunks.abort(member)
-                    continue
-                runtime.redeliveries.let_go([member])
-                member.move(MessageState.SETTLING)
-                work = self._settle(member)
-                runtime.tasks.begin(work, member, context=runtime.base)
+        for member in runtime.batcher.find(heard):
+            runtime.batcher.withdraw(member)
+            if member.is_part:
+                runtime.chunks.abort(member)
+                continue
+            runtime.redeliveries.let_go([member])
+            member.move(MessageState.SETTLING)
+            work = self._settle(member)
+            runtime.tasks.begin(work, member, context=runtime.base)
 
-    def _is_over(self, call: Call, heard: Collection[str]) -> bool:
+    def _is_over(self, call: Call) -> bool:
         """Whether nobody wants a call any more: all of its messages are aborted."""
-        context = call.context
-        if not isinstance(context, BatchContext):
-            return context.message.task_id in heard
-        ids = [sent_id(message) for message in context.all_messages]
-        return any(each in heard for each in ids) and all(
-            each in self._aborts for each in ids
-        )
+        is_plain = not isinstance(call.context, BatchContext)
+        return is_plain or all(each in self._aborts for each in call.sent_ids())
 
     async def _settle(self, delivery: Delivery) -> None:
         """Settle a message that waited in a batch."""

@@ -7,7 +7,7 @@ what is called next is decided in :mod:`taskiq.receiver.isolation`.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from taskiq.context import BatchContext
 from taskiq.exceptions import NoResultError, TaskAbortedError
@@ -73,7 +73,7 @@ class BatchCall:
             members if self._config.coalesce is None else self._passed_once(members)
         )
         if not passed:
-            return self._handed_out((), ())
+            return self._handed_out((), [])
         outcomes, error = await self._call(passed)
         if error is None:
             self._log_failures(passed, outcomes)
@@ -83,7 +83,8 @@ class BatchCall:
         else:
             await self._isolate(passed, outcomes, error)
             self._log_failures(passed, outcomes)
-        return self._handed_out(passed, outcomes)
+        # In each of these cases there is one for each item by now.
+        return self._handed_out(passed, cast("list[Outcome]", outcomes))
 
     def _leave_out_aborted(self) -> Sequence[Delivery]:
         """List the members that are to run."""
@@ -125,16 +126,14 @@ class BatchCall:
     def _handed_out(
         self,
         passed: Sequence[Delivery],
-        outcomes: Sequence[Outcome | None],
+        outcomes: list[Outcome],
     ) -> list[Outcome]:
         """Give each member the outcome of its item."""
         if self._config.coalesce is None and not self._before:
-            handed_out = [outcome for outcome in outcomes if outcome is not None]
-            return self._with_aborted(handed_out)
+            return self._with_aborted(outcomes)
         by_member = self._before
         for first, outcome in zip(passed, outcomes, strict=True):
-            if outcome is not None:
-                by_member.update(dict.fromkeys((first, *first.twins), outcome))
+            by_member.update(dict.fromkeys((first, *first.twins), outcome))
         return self._with_aborted([by_member[member] for member in self._members])
 
     def _with_aborted(self, outcomes: list[Outcome]) -> list[Outcome]:

@@ -27,12 +27,13 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from taskiq.batch import BatcherStatistics, FlushReason
+from taskiq.receiver.by_id import ById
 from taskiq.receiver.paces import own_pace
 from taskiq.receiver.ranking import foremost
 from taskiq.receiver.states import BatchState, Holder, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from taskiq.batch import BatchConfig
     from taskiq.clock import Alarm, Clock
@@ -76,6 +77,11 @@ class Member(Protocol):
     @property
     def batch(self) -> Batch[Any] | None:
         """The batch it has a place in."""
+        ...
+
+    @property
+    def sent_as(self) -> str:
+        """The id that it can be found by."""
         ...
 
     def joined(self, batch: Batch[Any], /) -> None:
@@ -394,6 +400,8 @@ class Batcher(Generic[_Member]):
         self._paces: dict[Hashable, AnyPace] = {}
         # While set, a batch falls due with this reason as soon as it is opened.
         self._draining: FlushReason | None = None
+        # Those that `withdraw` would take out, once somebody has looked for one.
+        self._by_id: ById[_Member] | None = None
 
     def group(
         self,
@@ -426,6 +434,8 @@ class Batcher(Generic[_Member]):
         """Take one member in, now or as soon as there is room for it."""
         lane = member.group.lane
         config = lane.config
+        if self._by_id is not None:
+            self._by_id.add(member)
         if lane.buffered < config.max_buffered:
             self._admit(lane, member)
         else:
@@ -503,6 +513,8 @@ class Batcher(Generic[_Member]):
             own.is_part, own.turn, own.reason = True, batch.turn, batch.reason
             for member in members:
                 batch.hand_over(member, own)
+                if self._by_id is not None:
+                    self._by_id.add(member)
             own.move(BatchState.FULL)
             insort_right(batch.group.queue, own, key=_by_sequence)
         batch.lane.line_up(batch.group)
@@ -510,16 +522,13 @@ class Batcher(Generic[_Member]):
         self._wake()
 
     def call_again(self, batch: Batch[_Member], go: Callable[[], object]) -> None:
-        """Have a batch that runs wait for one more call, where its task has a rate.
+        """Have a batch that runs wait for one more call; its task has to have a rate.
 
         :param go: called once, perhaps at once: it may start now. It must not call back
             into the batcher.
         """
-        if batch.lane.pace is None:
-            go()
-        else:
-            batch.lane.again.append(go)
-            self._keep_pace(batch.lane)
+        batch.lane.again.append(go)
+        self._keep_pace(batch.lane)
 
     def call_no_more(self, batch: Batch[_Member], go: Callable[[], object]) -> None:
         """Learn that the batch does not wait for that call any more."""
@@ -565,20 +574,31 @@ class Batcher(Generic[_Member]):
         """
         group = member.group
         lane = group.lane
+        batch = member.batch
         if lane.waiting.pop(member, None) is not None:
             group.waiting -= 1
             self._nobody_waits(lane)
             lane.forget(group)
             self._forget(lane)
-            return True
-        batch = member.batch
-        if batch is None or batch.state not in _UNSEALED:
+        elif batch is None or batch.state not in _UNSEALED:
             return False
-        self._remove(batch, member)
+        else:
+            self._remove(batch, member)
+        self._not_to_be_found((member,))
         return True
 
-    def unsealed(self) -> list[_Member]:
-        """List the members that `withdraw` would take out."""
+    def find(self, ids: Iterable[str]) -> list[_Member]:
+        """List the members with one of these ids that `withdraw` would take out."""
+        if self._by_id is None:
+            self._by_id = ById(lambda member: (member.sent_as,), self._unsealed())
+        return self._by_id.find(ids)
+
+    def _not_to_be_found(self, members: Iterable[_Member]) -> None:
+        if self._by_id is not None:
+            for member in members:
+                self._by_id.discard(member)
+
+    def _unsealed(self) -> list[_Member]:
         members: list[_Member] = []
         for lane in self._lanes.values():
             for batch in _open_batches(lane):
@@ -612,6 +632,7 @@ class Batcher(Generic[_Member]):
                 lane.forget(group)
             for batch in batches:
                 batch.move(BatchState.SETTLED)
+        self._not_to_be_found(abandoned)
         return abandoned
 
     def most_open(self, owner: Hashable) -> int:
@@ -727,6 +748,7 @@ class Batcher(Generic[_Member]):
 
     def _seal(self, batch: Batch[_Member]) -> None:
         batch.move(BatchState.SEALED)
+        self._not_to_be_found(batch.members)
         batch.lane.running += 1
         if batch.lane.pace is not None:
             batch.lane.pace.start(self._clock.time())

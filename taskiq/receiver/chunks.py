@@ -154,8 +154,6 @@ class Chunk:
 
     def is_offered(self) -> None:
         """Note that each item was offered: others are read once all have a place."""
-        if self.delivery.state in ENDED:  # there is no more time for it
-            return
         if self._unplaced:
             self.delivery.waits()
         else:

@@ -231,19 +231,15 @@ class Steps:
         if self.task is not None:
             self.task.cancel()
 
-    def belongs_to(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether they are taken in this event loop."""
-        return self.task is not None and self.task.get_loop() is loop
-
     def interrupt_for(self, reason: BaseException) -> None:
         """Cancel what runs, as if it had done so itself; its task goes on.
 
         :param reason: what it fails with.
         """
-        if self.task is not None:
-            self.reason = reason
-            self.own_cancels += 1
-            self.task.cancel()
+        assert self.task is not None  # noqa: S101 - what waits does so in one
+        self.reason = reason
+        self.own_cancels += 1
+        self.task.cancel()
 
     def is_ended_by(self, error: BaseException) -> bool:
         """Whether an error is the end of the task, and none of what runs in it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from taskiq.chunks import sent_id
 from taskiq.policies import Reason
 from taskiq.receiver.diagnosis import describe, named
 from taskiq.receiver.placing import read_priority
@@ -197,6 +198,11 @@ class Delivery(Holder):
         if self.state is not _BUFFERED:
             return None
         return cast("Batch[Delivery]", self.source)
+
+    @property
+    def sent_as(self) -> str:
+        """The id that it was sent under; of an item that of its chunk."""
+        return sent_id(self.message)
 
     def waits(self) -> None:
         """Wait until its task may hold one message more."""

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from taskiq.callables import is_coroutine_function
+from taskiq.chunks import sent_id
 from taskiq.context import BatchContext, Context
 from taskiq.mistakes import with_public_names
 from taskiq.outcome import Failed, Outcome, Succeeded
+from taskiq.receiver.by_id import ById
 from taskiq.receiver.containment import Steps, contain, first_step, take_own_cancel
 from taskiq.receiver.diagnosis import describe
 from taskiq.receiver.failures import log_failure
@@ -25,7 +27,7 @@ from taskiq.receiver.tasks import known_cancels
 from taskiq.state import TaskiqState
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
     from concurrent.futures import Executor
 
     from taskiq_dependencies.ctx import AsyncResolveContext
@@ -100,12 +102,43 @@ class Call:
             return self.task.is_async
         return is_coroutine_function(self.target)
 
+    def sent_ids(self) -> list[str]:
+        """List the ids that its messages were sent under."""
+        return [sent_id(message) for message in self.context.all_messages]
+
     @property
     def label(self) -> str:
         """Name the call in the log."""
         if isinstance(self.context, BatchContext):
             return f"batch {self.context.batch_id} of task {self.task.name}"
         return describe(self.context.message)
+
+
+class WaitingCalls:
+    """The calls of one event loop that wait for something, and can be cancelled."""
+
+    def __init__(self) -> None:
+        self._steps: dict[Call, Steps] = {}
+        # Once somebody has looked for one.
+        self._by_id: ById[Call] | None = None
+
+    def begin(self, call: Call, steps: Steps) -> None:
+        """Note that a call waits, with the steps it still has to take."""
+        self._steps[call] = steps
+        if self._by_id is not None:
+            self._by_id.add(call)
+
+    def end(self, call: Call) -> None:
+        """Note that it waits no more."""
+        del self._steps[call]
+        if self._by_id is not None:
+            self._by_id.discard(call)
+
+    def find(self, ids: Iterable[str]) -> list[tuple[Call, Steps]]:
+        """List the calls for a message with one of these ids."""
+        if self._by_id is None:
+            self._by_id = ById(Call.sent_ids, self._steps)
+        return [(call, self._steps[call]) for call in self._by_id.find(ids)]
 
 
 class Execution:
@@ -126,17 +159,19 @@ class Execution:
         self._executor = executor
         self._is_process_pool = is_process_pool(executor)
         self._propagate_exceptions = propagate_exceptions
-        # `None` where nobody could cancel one of them.
-        self._waiting: dict[Steps, Call] | None = None
+        # Of event loops in which somebody may cancel one. Replaced and never changed:
+        # other threads go through it.
+        self._waiting: dict[asyncio.AbstractEventLoop, WaitingCalls] = {}
 
-    def list_waiting(self) -> dict[Steps, Call]:
-        """Keep a list, from now on, of the calls that wait for something.
-
-        :returns: the list, for all event loops.
-        """
-        if self._waiting is None:
-            self._waiting = {}
-        return self._waiting
+    def waiting_in(self, loop: asyncio.AbstractEventLoop) -> WaitingCalls:
+        """Keep, from now on, the calls of a loop that wait for something."""
+        waiting = WaitingCalls()
+        self._waiting = {
+            other: known
+            for other, known in self._waiting.items()
+            if not other.is_closed()
+        } | {loop: waiting}
+        return waiting
 
     async def run(self, call: Call) -> tuple[Outcome, float]:
         """Resolve the dependencies of a call, make it, and close them.
@@ -163,16 +198,16 @@ class Execution:
         return failed or Succeeded(returned), seconds
 
     async def _finish(self, call: Call, steps: Steps) -> Any:
-        """Wait for a call, in the list of those that somebody may cancel."""
-        waiting = self._waiting
+        """Wait for a call, among those that somebody may cancel."""
+        waiting = self._waiting.get(asyncio.get_running_loop())
         if waiting is not None:
-            waiting[steps] = call
+            waiting.begin(call, steps)
         try:
             close = functools.partial(self._close_dependencies, call)
             return await steps.finish(on_end=close)
         finally:
             if waiting is not None:
-                del waiting[steps]
+                waiting.end(call)
 
     def _tell_failure(self, call: Call, error: BaseException) -> None:
         with_public_names(error)
@@ -205,11 +240,9 @@ class Execution:
             return coroutine
         return self._resolve_and_call(call)
 
-    def _open_dependencies(self, call: Call) -> AsyncResolveContext | None:
+    def _open_dependencies(self, call: Call) -> AsyncResolveContext:
         """Prepare to resolve what a call depends on."""
         graph = call.task.graph_for(self._broker.dependency_overrides)
-        if graph is None:
-            return None
         # A copy: what is resolved later must not see another message's context.
         own = self._broker.custom_dependency_context.copy()
         own[Context] = call.context  # whatever another thread has told meanwhile

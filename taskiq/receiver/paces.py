@@ -174,8 +174,8 @@ class SharedPace:
 
     def _give_up(self, now: float, asked: Request) -> None:
         self.failed(now, asked, TimeoutError(f"no answer within {PATIENCE:g} s"))
-        if self._end_asking is not None:
-            self._end_asking()
+        assert self._end_asking is not None  # noqa: S101 - the store was asked
+        self._end_asking()
 
 
 #: What a task with a rate has.

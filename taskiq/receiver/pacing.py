@@ -72,7 +72,7 @@ class Pacing:
         self._make_pace = make_pace
         self._lines: dict[PreparedTask, _Line] = {}
         # Those who wait here and nowhere else: no asyncio task is theirs.
-        self._held: set[Delivery] = set()
+        self._held: dict[Delivery, None] = {}
         self._when_empty: Callable[[], object] | None = None
 
     @property
@@ -95,7 +95,7 @@ class Pacing:
         """
         line = self._line(delivery)
         if is_held:
-            self._held.add(delivery)
+            self._held[delivery] = None
         line.waiting[delivery] = go
         self._call_next(line)
         if delivery in self._held:
@@ -129,8 +129,9 @@ class Pacing:
         :returns: those who were held.
         """
         self._when_empty = None
-        held, self._held = list(self._held), set()
-        for delivery in held:
+        held, self._held = list(self._held), {}
+        # The last first: those in the way have nobody to make way for any more.
+        for delivery in reversed(held):
             self.leave(delivery)
         for line in self._lines.values():
             # Who was called may have been discarded, before it started.
@@ -157,7 +158,7 @@ class Pacing:
             line.pace.want(now, len(line.waiting))
             if line.pace.is_due(now):
                 line.called, go = line.waiting.popitem(last=False)
-                self._held.discard(line.called)
+                self._held.pop(line.called, None)
                 self._out_of_line(line, line.called)
                 go()
             else:

@@ -91,13 +91,15 @@ class PreparedTask:
         # The graph with replaced dependencies, and the replacements it was built for.
         self._overridden: tuple[dict[Any, Any], DependencyGraph] | None = None
 
-    def graph_for(self, overrides: dict[Any, Any]) -> DependencyGraph | None:
+    def graph_for(self, overrides: dict[Any, Any]) -> DependencyGraph:
         """Give the graph to resolve, with dependencies replaced as asked.
 
+        To be called where there is something to resolve.
+
         :param overrides: replacements by dependency, mostly empty.
-        :returns: the graph, `None` when there is nothing to resolve.
         """
-        if self.dependencies is None or not overrides:
+        assert self.dependencies is not None  # noqa: S101 - see above
+        if not overrides:
             return self.dependencies
         if self._overridden is None or self._overridden[0] != overrides:
             replaced = dict(overrides)

@@ -484,8 +484,13 @@ class Runtime:
     # -- Stopping ------------------------------------------------------------------
 
     def may_begin(self, subject: Subject) -> bool:
-        """Tell whether a call may begin: not once the time to stop is over."""
-        if not self.receiver.stop.is_over(self.receiver.wait_tasks_timeout):
+        """Tell whether a call may begin: not once the time to stop is over.
+
+        That is the time of a `listen`: in another event loop, or once it has ended,
+        nobody waits for the end of what is called.
+        """
+        limit = self.receiver.wait_tasks_timeout
+        if not (self.is_open and self.receiver.stop.is_over(limit)):
             return True
         logger.debug("The time to stop is over, not begun: %s.", subject)
         self.not_begun += 1

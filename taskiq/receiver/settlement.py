@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from taskiq.abc.result_backend import AsyncResultBackend
 from taskiq.acks import AcknowledgeType
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from taskiq.receiver.tasks import Tasks
     from taskiq.receiver.unique_keys import UniqueKeys
 
-    #: Says whether a message is to be taken further, or gives what does.
-    Step: TypeAlias = Callable[[Delivery], bool | Coroutine[Any, Any, bool]]
+    #: Gives what says whether a message is to be taken further, or that it is.
+    Step: TypeAlias = Callable[[Delivery], Literal[True] | Coroutine[Any, Any, bool]]
 
 logger = logging.getLogger("taskiq.receiver.receiver")
 
@@ -294,7 +294,7 @@ class Settlement:
             await self._acknowledge(delivery)
         return True
 
-    def _save(self, delivery: Delivery) -> bool | Coroutine[Any, Any, bool]:
+    def _save(self, delivery: Delivery) -> Literal[True] | Coroutine[Any, Any, bool]:
         """Save the result of one message, unless there is none on purpose.
 
         :returns: whether that is done, or what gives that: what is not saved is not

@@ -7,7 +7,7 @@ import contextvars
 import itertools
 import logging
 import sys
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -305,8 +305,8 @@ class Crew(Generic[_Item]):
     When all items are begun, those that take longer than `PROMPT` then are late: the
     others go on without them, and each is taken further by itself.
 
-    :param step: takes one item; says whether it is to be taken further, at once where
-        there was nothing to wait for.
+    :param step: takes one item, and gives what says whether it is to be taken further;
+        or `True`, where it is and there was nothing to wait for.
     :param follow: takes items further.
     :ivar at_work: helpers that have not ended, to be waited for in the end.
     """
@@ -314,7 +314,7 @@ class Crew(Generic[_Item]):
     def __init__(
         self,
         tasks: Tasks,
-        step: Callable[[_Item], bool | Coroutine[Any, Any, bool]],
+        step: Callable[[_Item], Literal[True] | Coroutine[Any, Any, bool]],
         items: Sequence[_Item],
         follow: Callable[[list[_Item]], Coroutine[Any, Any, None]],
     ) -> None:
@@ -343,10 +343,9 @@ class Crew(Generic[_Item]):
         # Mostly there is nothing to wait for, and nothing to be made for it.
         for item in left:
             goes_on = step(item)
-            if goes_on is True:
-                passed.append(item)
-            elif goes_on is not False:
+            if goes_on is not True:
                 return await self._run_on(item, goes_on)
+            passed.append(item)
         return passed
 
     async def _run_on(
@@ -405,11 +404,9 @@ class Crew(Generic[_Item]):
         for item in self._left:
             self._unbegun -= 1
             since[number] = self._now
-            goes_on: bool | Coroutine[Any, Any, bool] = begun or step(item)
+            goes_on = begun or step(item)
             begun = None
-            if not isinstance(goes_on, bool):
-                goes_on = await goes_on
-            if goes_on:
+            if goes_on is True or await goes_on:
                 (late if self._is_closed else passed).append(item)
         since[number] = _NEVER  # at nothing any more
         self._end_if_over()

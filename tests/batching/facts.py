@@ -341,8 +341,12 @@ class Facts:
         return call.started if batch is None else batch.started
 
     def paced_starts(self, kind: Kind) -> list[float]:
-        """When calls of a batch task started that its rate counts."""
-        moments = [started.time for started, _ in self.batch_spans(kind)]
+        """When calls of a batch task started that its rate counts.
+
+        The first one of a batch is counted when that is taken: a stop may have no time
+        left for it.
+        """
+        moments = [event.time for event, own in self.record.taken if own is kind]
         for batch in self.record.batches:
             if batch.info.task_name == kind.value:
                 own = [c for c in self.record.calls if c.numbers[0] in batch.numbers]

@@ -56,7 +56,7 @@ def play(schedule: Schedule) -> list[Record]:
     try:
         world = World(schedule)
         stage = _Stage(world)
-        with world.following_messages():
+        with world.following_moves():
             if stage.is_alone:
                 run_virtual(stage.play(world.records[0]))
             else:

@@ -15,8 +15,9 @@ from taskiq import (
     TaskiqResult,
 )
 from taskiq.batch import BatcherStatistics, BatchInfo, FlushReason
+from taskiq.receiver.batcher import Batch
 from taskiq.receiver.delivery import Delivery
-from taskiq.receiver.states import MessageState
+from taskiq.receiver.states import BatchState, MessageState
 from tests.batching.schedules import (
     Entrance,
     Kind,
@@ -109,6 +110,7 @@ class Record:
     """All that happened in one event loop while a schedule was played, in order.
 
     :ivar moves: where messages stood, and from when on.
+    :ivar taken: when batches were taken, also those whose call never began.
     :ivar problems: what must not happen, and was seen at once.
     """
 
@@ -120,6 +122,7 @@ class Record:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.events: list[Event] = []
         self.moves: list[tuple[Event, MessageState]] = []
+        self.taken: list[tuple[Event, Kind]] = []
         self.calls: list[CallRecord] = []
         self.batches: list[BatchRecord] = []
         self.results: dict[int, list[TaskiqResult[Any]]] = {}
@@ -189,9 +192,9 @@ class World:
         return self.record_of(number).note(step, number)
 
     @contextmanager
-    def following_messages(self) -> Iterator[None]:
-        """Write down where each message stands."""
-        move = Delivery.move
+    def following_moves(self) -> Iterator[None]:
+        """Write down where each message stands, and which batches are taken."""
+        move, move_batch = Delivery.move, Batch.move
 
         def moves(delivery: Delivery, state: MessageState) -> None:
             message = getattr(delivery, "message", None)
@@ -202,5 +205,16 @@ class World:
                 self.record_of(number).moves.append((event, state))
             move(delivery, state)
 
-        with mock.patch.object(Delivery, "move", moves):
+        def moves_batch(batch: Batch[Delivery], state: BatchState) -> None:
+            if state is BatchState.SEALED:
+                number = int(next(iter(batch.members)).message.task_id)
+                event = self.event(state.name, number)
+                kind = self.sent[number].kind
+                self.record_of(number).taken.append((event, kind))
+            move_batch(batch, state)
+
+        with (
+            mock.patch.object(Delivery, "move", moves),
+            mock.patch.object(Batch, "move", moves_batch),
+        ):
             yield

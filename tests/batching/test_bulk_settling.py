@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from taskiq import AckableMessage, AsyncResultBackend, TaskiqResult
-from taskiq.receiver import Receiver
+from taskiq import AckableMessage, AsyncResultBackend, BatchContext, TaskiqResult
 from tests.support.brokers import QueueBroker
 from tests.support.virtual_time import run_virtual
+from tests.support.worker import BatchWorker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -23,6 +23,7 @@ class BulkBackend(AsyncResultBackend[Any]):
         self, refused: Mapping[str, Exception], error: Exception | None
     ) -> None:
         self.refused = refused
+        #: What the first call fails with.
         self.error = error
         self.calls: list[list[str]] = []
 
@@ -34,7 +35,7 @@ class BulkBackend(AsyncResultBackend[Any]):
         results: Mapping[str, TaskiqResult[Any]],
     ) -> Mapping[str, Exception]:
         self.calls.append(list(results))
-        if self.error is not None:
+        if self.error is not None and len(self.calls) == 1:
             raise self.error
         return {name: self.refused[name] for name in results if name in self.refused}
 
@@ -59,6 +60,8 @@ class Group:
         self.acked.append(list(messages))
         if isinstance(self.answer, BaseException):
             raise self.answer
+        if isinstance(self.answer, asyncio.Event):
+            await self.answer.wait()
         answers: list[Exception | None] = self.answer or [None] * len(messages)
         return answers
 
@@ -74,21 +77,21 @@ class GroupBroker(QueueBroker):
             yield message.model_copy(update={"ack_group": self.group})
 
 
-def settle(group: Group, backend: BulkBackend) -> None:
+def worker_of(group: Group, backend: BulkBackend, **options: Any) -> BatchWorker:
+    """Make a worker of batches of three, which acknowledges and saves by these."""
+    worker = BatchWorker(
+        broker=GroupBroker(group), is_recording=False, batch_size=3, **options
+    )
+    worker.broker.with_result_backend(backend)
+    return worker
+
+
+def settle(group: Group, backend: BulkBackend, count: int = 3) -> None:
+    worker = worker_of(group, backend, max_async_tasks=1)
+
     async def main() -> None:
-        broker = GroupBroker(group)
-        broker.with_result_backend(backend)
-
-        @broker.task("work", batch=True, batch_size=3)
-        async def work(items: list[int]) -> list[int]:
-            return items
-
-        for item in range(3):
-            await work.kicker().with_task_id(str(item)).kiq(item)
-        broker.end()
-        await Receiver(broker, run_startup=False, max_async_tasks=2).listen(
-            asyncio.Event(),
-        )
+        await worker.send(*range(count))
+        await worker.run()
 
     run_virtual(main())
 
@@ -117,6 +120,66 @@ def test_nothing_is_saved_and_acknowledged_where_the_backend_is_away() -> None:
     settle(group, backend)
     assert backend.calls == [["0", "1", "2"]]
     assert group.acked == []
+
+
+def test_the_first_batch_that_is_saved_again_ends_the_outage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    group, backend = Group(None), BulkBackend({}, ConnectionError("away"))
+    settle(group, backend, 6)
+    assert len(backend.calls) == 2
+    assert [len(messages) for messages in group.acked] == [3]
+    assert caplog.messages[-1].startswith("The broker is back after")
+    assert "3 messages could not be settled" in caplog.messages[-1]
+
+
+def test_what_the_function_is_acknowledging_is_not_acknowledged_with_the_others() -> (
+    None
+):
+    acking: list[asyncio.Future[None]] = []
+
+    async def act(context: BatchContext, items: list[int]) -> None:
+        acking.append(asyncio.ensure_future(context.ack(0)))
+        await asyncio.sleep(0)
+
+    group = Group(None)
+    worker = worker_of(group, BulkBackend({}, None), act=act)
+    worker.broker.ack_takes = 5
+
+    async def main() -> None:
+        await worker.send(0, 1, 2)
+        await worker.run()
+        worker.assert_as_new()
+
+    run_virtual(main())
+    assert [len(messages) for messages in group.acked] == [2]
+    assert worker.broker.acked == ["0"]
+
+
+def test_who_waits_for_an_ack_of_a_group_that_is_given_up_tries_alone() -> None:
+    group, acking = Group(asyncio.Event()), list[asyncio.Future[None]]()
+
+    async def act(context: BatchContext, items: list[int]) -> None:
+        async def ack_late() -> None:
+            await asyncio.sleep(1)
+            await context.ack(0)
+
+        acking.append(asyncio.ensure_future(ack_late()))
+
+    worker = worker_of(group, BulkBackend({}, None), act=act, wait_tasks_timeout=0)
+
+    async def main() -> None:
+        await worker.send(0, 1, 2)
+        listening = worker.listen()
+        await asyncio.sleep(2)
+        worker.finish.set()
+        await listening
+        await acking[0]
+        worker.assert_as_new()
+
+    run_virtual(main())
+    assert [len(messages) for messages in group.acked] == [3]
+    assert worker.broker.acked == ["0"]
 
 
 def test_what_one_result_makes_the_whole_call_raise_harms_no_other() -> None:

@@ -110,18 +110,17 @@ async def test_batches_are_counted_in_items() -> None:
     ]
 
 
+@pytest.mark.parametrize("has_hooks", [True, False])
 @virtual
-async def test_there_is_one_result_one_round_of_hooks_and_one_ack_of_all() -> None:
-    worker = worker_of(doubled, batch_size=2)
+async def test_there_is_one_result_one_round_of_hooks_and_one_ack_of_all(
+    has_hooks: bool,
+) -> None:
+    worker = worker_of(doubled, batch_size=2, is_recording=has_hooks)
     await send_chunk(worker, [0, 1, 2, 3, 4])
     await worker.run()
-    assert worker.steps("chunk") == [
-        "pre_execute",
-        "post_execute",
-        "save",
-        "post_save",
-        "ack",
-    ]
+    steps = ["pre_execute", "post_execute", "save", "post_save", "ack"]
+    assert worker.steps("chunk") == (steps if has_hooks else ["save", "ack"])
+    assert outcomes(worker) == [0, 2, 4, 6, 8]
 
 
 @virtual
@@ -422,18 +421,26 @@ async def test_an_item_that_fits_in_no_batch_fails_alone(
     assert "item 1: " in caplog.text
 
 
+@pytest.mark.parametrize("more", [0, 2])
 @virtual
-async def test_one_of_which_no_item_fits_is_settled_all_the_same() -> None:
+async def test_one_of_which_no_item_fits_is_settled_all_the_same(
+    more: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     worker = BatchWorker()
+    count = 10 + more
 
     @worker.broker.task(batch=True)
     async def typed(items: list[int]) -> list[int]:
         raise AssertionError
 
-    await typed.kicker().with_task_id("chunk").kiq_chunk(["a", "b"])  # type: ignore[list-item]
+    await typed.kicker().with_task_id("chunk").kiq_chunk(["no"] * count)  # type: ignore[list-item]
     await worker.run()
-    assert len(outcomes(worker)) == 2
+    assert len(outcomes(worker)) == count
     assert worker.broker.acked == ["chunk"]
+    assert "item 9: " in caplog.text
+    assert ("; and 2 more" in caplog.text) is bool(more)
+    assert "item 10: " not in caplog.text
     worker.assert_as_new()
 
 
@@ -535,17 +542,31 @@ async def test_a_hook_that_fails_fails_the_whole_of_it() -> None:
     worker.assert_as_new()
 
 
+class Mangling(TaskiqMiddleware):
+    def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        message.kwargs[ITEMS] = "abc"
+        return message
+
+
 @virtual
 async def test_what_a_hook_made_of_its_items_fails_the_whole_of_it() -> None:
-    class Mangling(TaskiqMiddleware):
-        def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
-            message.kwargs[ITEMS] = "abc"
-            return message
-
     worker = worker_of(doubled, Mangling())
     await send_chunk(worker, [0])
     await worker.run()
     assert str(worker.errors["chunk"]) == f"{ITEMS} must be a list, got 'abc'"
+
+
+@virtual
+async def test_in_place_it_fails_the_whole_of_it_too() -> None:
+    broker = InMemoryBroker(await_inplace=True).with_middlewares(Mangling())
+
+    @broker.task(batch=True)
+    async def work(items: list[int]) -> list[int]:
+        raise AssertionError
+
+    result = await (await work.kiq_chunk([0])).get_result()
+    assert str(result.error) == f"{ITEMS} must be a list, got 'abc'"
+    broker.executor.shutdown()
 
 
 @virtual
@@ -883,13 +904,15 @@ async def test_a_suspect_runs_in_smaller_parts_until_its_killer_is_alone() -> No
     assert outcomes(worker) == [0, 2, 4, 6]
 
 
+@pytest.mark.parametrize("room", [4, 2])
 @virtual
-async def test_an_aborted_one_runs_no_more_items_and_ends_as_aborted() -> None:
+async def test_an_aborted_one_runs_no_more_items_and_ends_as_aborted(room: int) -> None:
+    """Whether there is room for more items than those that run, or not."""
     calls: list[list[int]] = []
     first = Gate()
     broker = InMemoryBroker()
 
-    @broker.task(batch=True, batch_size=2, batch_concurrency=1, batch_max_buffered=4)
+    @broker.task(batch=True, batch_size=2, batch_concurrency=1, batch_max_buffered=room)
     async def work(items: list[int]) -> list[int]:
         calls.append(items)
         await first.pass_through()
@@ -940,6 +963,26 @@ async def test_a_callback_that_is_cancelled_gives_its_items_up() -> None:
     assert worker.calls == [[0, 1]]
     assert worker.broker.acked == []
     assert worker.backend.saved == []
+    worker.assert_as_new()
+
+
+@virtual
+async def test_a_callback_that_is_cancelled_with_its_last_item_gives_it_up() -> None:
+    callbacks: list[asyncio.Future[None]] = []
+
+    async def act(context: BatchContext, items: list[int]) -> list[int]:
+        callbacks[0].cancel()
+        return items
+
+    worker = worker_of(act=act, batch_size=2)
+    await send_chunk(worker, [0, 1])
+    [message] = worker.broker.take_all()
+    delivery = worker.ackable(message.message, "chunk")
+    callbacks.append(asyncio.ensure_future(worker.receiver.callback(delivery)))
+    await asyncio.wait(callbacks)
+    await asyncio.sleep(1)
+    assert worker.calls == [[0, 1]]
+    assert worker.broker.acked == worker.backend.saved == []
     worker.assert_as_new()
 
 

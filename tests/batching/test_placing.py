@@ -727,6 +727,35 @@ def test_batch_size_counts_messages_duplicates_included() -> None:
     assert worker.calls == [["a"], ["a"]]
 
 
+def test_items_of_one_hash_are_told_apart() -> None:
+    assert hash(-1) == hash(-2)
+    worker = run(BatchWorker(batch_coalesce=int), -1, -2, -1, -2)
+    assert worker.calls == [[-1, -2]]
+    worker.assert_settled_once(4)
+
+
+class Loner(str):
+    """Is equal to itself, and cannot be compared with any other."""
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        raise OverflowError(str(self))
+
+
+def test_an_item_that_cannot_be_compared_with_another_fails_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = run(BatchWorker(batch_coalesce=Loner), "a", "a", "b")
+    assert worker.calls == [["a", "b"]]
+    assert alike(worker.errors, {"1": OverflowError("a")})
+    assert list(worker.values) == ["0", "2"]
+    worker.assert_settled_once(3)
+    assert "Cannot compare the item of task work with ID 1" in caplog.text
+
+
 def test_equal_items_of_different_groups_are_not_equal() -> None:
     worker = BatchWorker(batch_coalesce=str)
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from taskiq.batch import FlushReason
+from taskiq.receiver.batch_run import BatchRun
+from taskiq.testing import ManualClock
 from tests.support.virtual_time import run_virtual, virtual
 from tests.support.worker import BatchWorker, InProcessWorker
 
@@ -94,7 +96,8 @@ async def test_in_process_all_are_waited_for_at_their_rate() -> None:
     worker.broker.with_clock(None)
     begin = asyncio.get_running_loop().time()
     await worker.send(1, 2, 3)
-    await worker.broker.wait_all()
+    # Whoever else waits for them has the same end.
+    await asyncio.gather(worker.broker.wait_all(), worker.broker.wait_all())
     assert worker.calls == [[1], [2], [3]]
     assert asyncio.get_running_loop().time() == begin + 2
 
@@ -196,3 +199,33 @@ def test_a_stop_gives_up_what_waits_to_be_called_again() -> None:
     run_virtual(main())
     assert worker.calls == [["a", "b"]]
     assert worker.broker.acked == []
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@virtual
+async def test_a_stop_in_the_moment_of_its_turn_gives_it_up_all_the_same(
+    is_first: bool,
+) -> None:
+    async def body(items: list[str]) -> None:
+        raise ValueError
+
+    worker = BatchWorker(
+        body, batch_size=2, batch_rate="1/h", batch_isolate_errors=True
+    )
+    clock = ManualClock()
+    worker.receiver.use_clock(clock)
+    await worker.send("a", "b")
+    listening = worker.listen()
+    await asyncio.sleep(1)
+    runtime = worker.receiver.runtime
+    [running] = runtime.tasks.of(lambda subject: isinstance(subject, BatchRun))
+    if is_first:
+        runtime.tasks.stop(running)
+    clock.advance(3600)
+    runtime.tasks.stop(running)
+    worker.finish.set()
+    await listening
+    worker.assert_as_new()
+    assert worker.calls == [["a", "b"]]
+    assert worker.broker.acked == []
+    assert clock.armed == 0

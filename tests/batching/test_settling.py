@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 from taskiq import (
+    AckableMessage,
     InMemoryBroker,
     NoResultError,
     TaskiqMessage,
     TaskiqMiddleware,
     TaskiqResult,
 )
+from taskiq.exceptions import UnstorableResultError
 from taskiq.kicker import AsyncKicker
 from tests.support.recorders import RecordingBackend
 from tests.support.virtual_time import run_virtual, virtual
@@ -191,6 +193,62 @@ async def test_a_result_that_cannot_be_saved_harms_no_other() -> None:
     assert set(worker.ids("post_save")) == others
 
 
+class DumpingBackend(RecordingBackend):
+    """Takes its time and saves results as text, as most backends do."""
+
+    async def set_result(self, task_id: str, result: TaskiqResult[Any]) -> None:
+        await asyncio.sleep(0.5)
+        result.model_dump_json()
+        await super().set_result(task_id, result)
+
+
+@virtual
+async def test_a_value_that_cannot_be_stored_costs_its_own_message_alone() -> None:
+    worker = Worker(backend=DumpingBackend())
+
+    @worker.broker.task(batch=True)
+    async def odd(items: list[int]) -> list[object]:
+        return [object() if item == 1 else item for item in items]
+
+    await worker.send_to(odd, 0, 1, 2)
+    await worker.run()
+    assert worker.values == {"0": 0, "2": 2}
+    assert isinstance(worker.errors["1"], UnstorableResultError)
+    worker.assert_settled_once(3)
+
+
+@virtual
+async def test_who_was_late_in_a_step_ends_with_that_which_fails_for_it() -> None:
+    """The hooks of three take long; of them two results cannot be saved."""
+
+    class Slow(TaskiqMiddleware):
+        async def post_execute(
+            self, message: TaskiqMessage, result: TaskiqResult[Any]
+        ) -> None:
+            await asyncio.sleep(20 if message.task_id in "012" else 0)
+
+    worker = Worker(Slow())
+    worker.backend.failing = {"0", "1"}
+    await worker.send_to(numbers_task(worker), *range(4))
+    await worker.run()
+    others = ["3", "2"]
+    assert worker.backend.saved == worker.broker.acked == others
+    assert worker.ids("post_save") == others
+    worker.assert_as_new()
+
+
+@virtual
+async def test_each_message_is_acknowledged_at_its_own_moment() -> None:
+    worker = BatchWorker(is_recording=False, batch_size=3)
+    await worker.send(0, ack_type="when_saved")
+    await worker.send(1, ack_type="when_executed")
+    await worker.send(2, ack_type="manual")
+    await worker.run()
+    assert [step for step in worker.journal if step[0] in {"ack", "save"}] == [
+        ("ack", "1"), ("save", "0"), ("save", "1"), ("save", "2"), ("ack", "0"),
+    ]  # fmt: skip
+
+
 @virtual
 async def test_an_acknowledgement_that_fails_harms_no_other() -> None:
     worker = Worker()
@@ -233,6 +291,23 @@ def test_a_hook_that_fails_for_one_message_harms_no_other(hook: str) -> None:
     assert worker.ids("on_error") == ["0", "1"]
     assert sorted(worker.ids("post_save")) == ["0", "1", "2"]
     assert sorted(worker.broker.acked) == ["0", "1", "2"]
+
+
+@virtual
+async def test_a_callback_that_is_cancelled_with_its_end_undoes_nothing() -> None:
+    worker = BatchWorker(batch_size=1)
+    await worker.send("item")
+    [message] = worker.broker.take_all()
+
+    def ack() -> None:
+        asyncio.get_running_loop().call_soon(callback.cancel)
+
+    delivery = AckableMessage(data=message.message, ack=ack)
+    callback = asyncio.ensure_future(worker.receiver.callback(delivery))
+    await asyncio.wait([callback])
+    assert callback.cancelled()
+    assert worker.backend.saved == ["0"]
+    worker.assert_as_new()
 
 
 # -- Somebody cancels himself ----------------------------------------------------------

@@ -12,12 +12,18 @@ from typing import Any
 import anyio
 import pytest
 
-from taskiq import AckableMessage, BatchContext, TaskiqMessage, TaskiqMiddleware
+from taskiq import (
+    AckableMessage,
+    BatchContext,
+    BrokerMessage,
+    TaskiqMessage,
+    TaskiqMiddleware,
+)
 from taskiq.batch import BatchInfo, FlushReason
 from taskiq.receiver import Receiver
 from tests.support.brokers import QueueBroker
 from tests.support.virtual_time import run_virtual
-from tests.support.worker import BatchWorker, Gate, GatedBackend
+from tests.support.worker import BatchWorker, Gate, GatedBackend, Worker
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -152,6 +158,50 @@ def test_time_to_stop_is_shared_by_batches_that_wait_for_a_slot() -> None:
         worker.assert_as_new()
 
     run_virtual(main())
+
+
+class RedeliveringBroker(QueueBroker):
+    """Says of each message that it was delivered once before: each runs alone."""
+
+    message_capabilities = ("deliveries",)
+
+    def ackable(self, message: BrokerMessage) -> AckableMessage:
+        return super().ackable(message).model_copy(update={"deliveries": 2})
+
+
+@pytest.mark.parametrize("kind", ["plain", "batch", "suspects"])
+def test_no_call_begins_once_the_time_to_stop_is_over(
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A function that held the loop up was the last one: no timer rang meanwhile."""
+    seconds = [0.0]
+    monkeypatch.setattr("taskiq.receiver.stop.time.monotonic", lambda: seconds[0])
+    calls: list[Any] = []
+
+    async def main() -> None:
+        broker = RedeliveringBroker() if kind == "suspects" else QueueBroker()
+        worker = Worker(broker=broker, wait_tasks_timeout=5)
+
+        async def work(items: Any) -> None:
+            calls.append(items)
+            worker.receiver.stop.ask()
+            worker.finish.set()
+            seconds[0] += 6
+
+        size = 2 if kind == "suspects" else 1
+        limits: dict[str, Any] = {"batch": True, "batch_size": size}
+        own = {} if kind == "plain" else limits
+        task: Any = worker.broker.register_task(work, "work", **own)
+        await worker.send_to(task, 1, 2)
+        await worker.listen()
+        worker.assert_as_new()
+        assert len(worker.broker.acked) == 1
+
+    run_virtual(main())
+    assert len(calls) == 1
+    assert "was over before 1 call began, not acknowledged" in caplog.text
 
 
 # -- A stop in every state of a batch, in every way ------------------------------------

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator  # dependencies are resolved by it
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -20,6 +20,9 @@ from taskiq.context import BatchContext, Context
 from taskiq.exceptions import TaskAbortedError
 from taskiq.receiver import Receiver
 from taskiq.testing import ManualClock
+from tests.support.virtual_time import virtual
+from tests.support.work import Work
+from tests.support.worker import BatchWorker
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -281,6 +284,71 @@ async def test_what_waits_in_a_sealed_batch_is_left_out_of_its_call(
     assert len(broker.acked) == 3
 
 
+_HELD: Final[dict[str, dict[str, Any]]] = {
+    "in an open batch": {"batch": True, "batch_size": 1000},
+    "in batches of many keys": {"batch": True, "batch_key": lambda item: item},
+    "outside of what a task may hold": {
+        "batch": True,
+        "batch_size": 1,
+        "batch_max_buffered": 1,
+    },
+    "in plain calls that run": {},
+    "in batches that run": {"batch": True, "batch_size": 1},
+}
+
+
+@pytest.mark.parametrize("options", _HELD.values(), ids=list(_HELD))
+@virtual
+async def test_aborting_one_costs_the_same_however_many_are_held(
+    options: dict[str, Any],
+) -> None:
+    lines: list[float] = []
+    for count in (50, 400):
+        broker = InMemoryBroker()
+
+        async def wait(item: Any) -> None:
+            await asyncio.Event().wait()
+
+        task: Any = broker.register_task(wait, "wait", **options)
+        handles = [await task.kiq(number) for number in range(count)]
+        await asyncio.sleep(0.01)
+        assert broker.abort_store is not None
+        work = Work()
+        with work:
+            # The last first, and each by itself: others would begin to run.
+            for handle in reversed(handles):
+                broker.abort_store.aborts.hear([handle.task_id])
+                await asyncio.sleep(0)
+            await broker.wait_all()
+        lines.append(work.lines / count)
+        assert all([await is_aborted(handle) for handle in handles])
+        broker.executor.shutdown()
+    few, many = lines
+    assert many <= few * 1.1
+
+
+@virtual
+async def test_a_slot_that_comes_when_nothing_waits_for_it_any_more_is_given_back() -> (
+    None
+):
+    worker = BatchWorker(batch_size=1)
+    worker.broker.with_abort_store(InMemoryAborts())
+    listening = worker.listen()
+    await worker.occupy()
+    handle = await worker.task.kiq("aborted")
+    await worker.until_held(1)
+    assert await handle.abort()
+    assert await is_aborted(handle)
+    worker.vacate()
+    await asyncio.sleep(1)
+    await worker.send("called")
+    await asyncio.sleep(1)
+    assert worker.calls == [["called"]]
+    worker.finish.set()
+    await listening
+    worker.assert_as_new()
+
+
 async def test_a_lost_subscription_is_made_again_soon_after_one_that_held(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -411,20 +479,25 @@ async def test_a_worker_without_its_store_says_so_and_runs(
         async def follow(self) -> None:
             raise OSError("away")
 
-    broker = QueueBroker()
-    broker.with_abort_store(Away(set()))
+    broker, store = QueueBroker(), Away(set())
+    broker.with_abort_store(store)
 
     @broker.task
     async def double(number: int) -> int:
         return 2 * number
 
-    handles = await double.kiq_many(range(100))
     finish = asyncio.Event()
     receiver = Receiver(broker, run_startup=False)
     listening = asyncio.create_task(receiver.listen(finish))
+    handles = [await double.kiq(0)]
+    while not store.looks:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    handles += await double.kiq_many(range(1, 100))
     results = [await each.wait_result(timeout=5) for each in handles]
     finish.set()
     await listening
     assert [each.return_value for each in results] == list(range(0, 200, 2))
+    first, second = store.looks  # and no third one for those who came after them
+    assert len(first) == 1 < len(second)
     assert caplog.text.count("Cannot look whether messages were aborted") == 1
     assert "No longer told of aborted messages: OSError('away')" in caplog.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -20,14 +19,18 @@ from hypothesis.stateful import (
 )
 
 from taskiq.batch import BatchConfig, FlushReason
+from taskiq.rates import Pace
 from taskiq.receiver.batcher import Batch, Batcher, Group
+from taskiq.receiver.paces import own_pace
 from taskiq.receiver.placing import exact_weight
 from taskiq.receiver.states import MOVES, BatchState
 from taskiq.testing import ManualClock
+from tests.support.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
+    from collections.abc import Callable, Iterator
+
+    from taskiq.receiver.paces import AnyPace, MakePace
 
 _UNLIMITED = 1000
 
@@ -49,6 +52,10 @@ class Letter(str):
         self.batch = batch
 
     bench: Offering
+
+    @property
+    def sent_as(self) -> str:
+        return str(self)
 
     def waits(self) -> None:
         assert self.batch is None
@@ -74,6 +81,7 @@ class Offering:
         size: int = 10,
         timeout: float = 10,
         max_buffered: int = _UNLIMITED,
+        make_pace: MakePace = own_pace,
         **limits: Any,
     ) -> None:
         self.clock = ManualClock()
@@ -86,7 +94,7 @@ class Offering:
         self.offered: list[Letter] = []
         self.admitted: list[Letter] = []
         self.wakes = 0
-        self.batcher: Batcher[Letter] = Batcher(self.clock, wake=self._woken)
+        self.batcher: Batcher[Letter] = Batcher(self.clock, self._woken, make_pace)
 
     def _woken(self) -> None:
         self.wakes += 1
@@ -640,6 +648,76 @@ def test_a_drain_exceeds_no_rate() -> None:
     assert offering.left() == [("b", FlushReason.SHUTDOWN)]
 
 
+def test_one_more_call_of_a_batch_has_its_turn_before_a_batch_that_is_due() -> None:
+    offering, starts = Offering(size=1, rate="1/s"), list[tuple[str, float]]()
+    offering.offer("ab")
+    running = offering.take()
+    for name in ("second", "third"):
+        offering.batcher.call_again(
+            running,
+            lambda name=name: starts.append((name, offering.clock.time())),  # type: ignore[misc]
+        )
+    for _ in range(3):
+        assert offering.take_nothing()
+        assert offering.batcher.is_paced
+        offering.clock.advance(1)
+    assert starts == [("second", 1), ("third", 2)]
+    offering.finish(running)
+    assert offering.left() == [("b", FlushReason.SIZE)]
+    offering.assert_nothing_is_left()
+
+
+def test_one_more_call_starts_at_once_where_its_moment_has_come() -> None:
+    offering, starts = Offering(size=1, rate="1/s"), list[float]()
+    offering.offer("a")
+    running = offering.take()
+    offering.clock.advance(5)
+    offering.batcher.call_again(running, lambda: starts.append(offering.clock.time()))
+    assert starts == [5]
+    offering.finish(running)
+    offering.offer("b")
+    assert offering.take_nothing()
+
+
+@pytest.mark.parametrize("seconds", [0, 1], ids=["before", "in the moment of"])
+def test_who_gives_up_one_more_call_leaves_no_alarm(seconds: float) -> None:
+    """Also when it may start just then."""
+    offering, starts = Offering(size=1, rate="1/s"), list[float]()
+    offering.offer("a")
+    running = offering.take()
+
+    def go() -> None:
+        starts.append(offering.clock.time())
+
+    offering.batcher.call_again(running, go)
+    offering.clock.advance(seconds)
+    offering.batcher.call_no_more(running, go)
+    assert len(starts) == seconds
+    assert not offering.batcher.is_paced
+    offering.finish(running)
+    offering.clock.advance(10)
+    assert len(starts) == seconds
+    offering.assert_nothing_is_left()
+
+
+def test_what_a_store_says_of_a_task_that_waits_for_nothing_changes_nothing() -> None:
+    told: list[Callable[[], object]] = []
+
+    def make_pace(_: object, rate: str, changed: Callable[[], object]) -> AnyPace:
+        told.append(changed)
+        return Pace(rate)
+
+    offering = Offering(size=1, rate="1/s", make_pace=make_pace)
+    offering.offer("a")
+    [changed] = told
+    changed()  # it may start already
+    assert offering.left() == [("a", FlushReason.SIZE)]
+    wakes = offering.wakes
+    changed()  # nothing is held
+    assert offering.wakes == wakes
+    offering.assert_nothing_is_left()
+
+
 # -- Priorities ---------------------------------------------------------------------
 
 
@@ -917,25 +995,6 @@ def test_groups_of_one_hash_are_told_apart_and_forgotten_one_by_one() -> None:
 # -- What withdrawing costs ---------------------------------------------------------
 
 
-class Work:
-    """Counts the lines that run inside of it: a measure that no clock disturbs."""
-
-    def __init__(self) -> None:
-        self.lines = 0
-        self._before: Any = None
-
-    def _ran(self, _frame: FrameType, _event: str, _argument: object) -> Any:
-        self.lines += 1
-        return self._ran
-
-    def __enter__(self) -> None:
-        self._before = sys.gettrace()
-        sys.settrace(self._ran)
-
-    def __exit__(self, *_error: object) -> None:
-        sys.settrace(self._before)
-
-
 @dataclass(frozen=True)
 class Crowd:
     """Members that wait, and where.
@@ -990,7 +1049,7 @@ _CROWDS = {
 
 @pytest.mark.parametrize("crowd", _CROWDS.values(), ids=list(_CROWDS))
 @pytest.mark.parametrize("order", [1, -1], ids=["first to last", "last to first"])
-def test_withdrawing_costs_the_same_however_many_wait(
+def test_finding_and_withdrawing_one_costs_the_same_however_many_wait(
     crowd: Crowd,
     order: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -1003,6 +1062,7 @@ def test_withdrawing_costs_the_same_however_many_wait(
         work = Work()
         with work:
             for member in offering.offered[::order]:
+                assert offering.batcher.find([member.sent_as]) == [member]
                 assert offering.batcher.withdraw(member)
                 member.leave()
         lines.append(work.lines / count)
@@ -1208,6 +1268,11 @@ class Entrant:
         self.weight = exact_weight(offered.weight)
         self.priority = offered.priority
         self.steps: list[str] = []
+
+    @property
+    def sent_as(self) -> str:
+        """One id for several, as items of a chunk have it."""
+        return str(self.number % 5)
 
     def joined(self, batch: Batch[Entrant]) -> None:
         self.batch = batch
@@ -1591,6 +1656,17 @@ class BatcherModel(RuleBasedStateMachine):
         if was_waiting:
             entrant.leave()
         self._expect_nobody_waits()
+
+    @rule(ids=st.sets(st.integers(0, 5).map(str)))
+    def find(self, ids: set[str]) -> None:
+        """Who can be withdrawn is found, and nobody else."""
+        waiting = [each.number for each in self.outside]
+        for batch in self.open:
+            waiting += batch.members
+        found = [each.number for each in self.batcher.find(ids)]
+        assert sorted(found) == sorted(
+            number for number in waiting if self.entrants[number].sent_as in ids
+        )
 
     def _expect_withdrawal(self, offered: Offered) -> bool:
         if offered in self.outside:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from taskiq.outcome import Failed
-from taskiq.receiver.containment import attempt, first_step
+from taskiq.receiver.containment import attempt, contain, first_step, in_context
 from taskiq.receiver.tasks import Tasks, uninterrupted
 from tests.support.limits import within
 from tests.support.virtual_time import run_virtual
@@ -91,22 +92,25 @@ def test_what_ends_in_spite_of_its_limit_is_done_and_nobody_is_cancelled() -> No
     run_virtual(main())
 
 
-async def test_work_that_belongs_to_no_asyncio_task_has_no_limit() -> None:
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[str] = loop.create_future()
-    steps: list[str] = []
-
-    def drive() -> None:
+def test_work_that_belongs_to_no_asyncio_task_has_no_limit() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[str] = loop.create_future()
+        steps: list[str] = []
         work = within(1, work_of_two_steps())
-        try:
-            while True:
-                steps.append(work.send(None))
-        except StopIteration as stop:
-            ended.set_result(stop.value)
 
-    loop.call_soon(drive)  # a callback of the loop runs in no task
-    assert await ended == "done"
-    assert steps == ["first", "second"]
+        def step() -> None:
+            try:
+                steps.append(work.send(None))
+            except StopIteration as stop:
+                ended.set_result(stop.value)
+
+        for moment in (0, 2, 3):  # a callback of the loop runs in no task
+            loop.call_later(moment, step)
+        assert await ended == "done"
+        assert steps == ["first", "second"]
+
+    run_virtual(main())
 
 
 # -- The limit itself ---------------------------------------------------------------
@@ -225,6 +229,43 @@ def test_a_cancellation_reaches_what_only_lets_others_run() -> None:
     run_virtual(main())
 
 
+def test_who_cancels_himself_and_is_cancelled_by_another_has_ended() -> None:
+    """In the moment in which his own cancellation would have been taken."""
+
+    async def cancels_itself() -> str:
+        await asyncio.sleep(1)
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        asyncio.get_running_loop().call_soon(task.cancel)
+        return "done"
+
+    async def main() -> None:
+        task = asyncio.ensure_future(contain(cancels_itself))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run_virtual(main())
+
+
+def test_what_is_closed_in_a_context_ends_there() -> None:
+    """As the work of a loop that is gone is closed by whoever cleans up after it."""
+    name: contextvars.ContextVar[str] = contextvars.ContextVar("name")
+    context, ended = contextvars.copy_context(), list[str]()
+    context.run(name.set, "own")
+
+    async def work() -> None:
+        try:
+            await two_steps()
+        finally:
+            ended.append(name.get("none"))
+
+    waiting = in_context(context, work())
+    assert waiting.send(None) == "first"
+    waiting.close()
+    assert ended == ["own"]
+
+
 # -- What is called where no event loop runs ----------------------------------------
 
 
@@ -237,6 +278,16 @@ def test_a_first_step_is_taken_and_contained_without_a_task() -> None:
     failed = first_step(int, "no number")
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, ValueError)
+
+
+def test_a_cancellation_where_there_is_no_task_is_raised() -> None:
+    """Nobody there could say that it is his own."""
+
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        first_step(cancelled)
 
 
 def test_who_stops_the_process_is_not_contained() -> None:

@@ -18,11 +18,12 @@ from taskiq.receiver.casualties import (
     Deaths,
     RunningCalls,
     Shared,
+    share,
     shared,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
 FIRST, SECOND = Call("t", ["1", "2"]), Call("u", ['3 "\n\u00fc\ud800'])
 
@@ -96,6 +97,31 @@ def test_deaths_are_known_to_all_processes_for_an_hour() -> None:
     assert [each.ids for each in other.recent()] == [None, frozenset()]
 
 
+class Memory(bytearray):
+    """What several processes see; something may happen while it is read."""
+
+    happens: Callable[[], None] | None = None
+
+    def __getitem__(self, place: Any) -> Any:
+        told = super().__getitem__(place)
+        if self.happens is not None:
+            happens, self.happens = self.happens, None
+            happens()
+        return told
+
+
+def test_what_is_written_while_it_is_read_is_known_the_next_time() -> None:
+    deaths = Deaths(Clock())
+    memory = Memory(len(vars(deaths)["_memory"]))
+    vars(deaths)["_memory"] = memory
+    other = _reader(deaths, Clock())
+    deaths.note([FIRST])
+    memory.happens = lambda: deaths.note([SECOND])
+    assert other.recent() == []
+    assert other.recent() == deaths.recent()
+    assert len(other.recent()) == 2
+
+
 def test_the_oldest_deaths_go_where_there_is_no_room() -> None:
     deaths = Deaths(Clock())
     for each in range(100):
@@ -122,7 +148,8 @@ class Redelivering(InMemoryBroker):
 @pytest.fixture
 def own(monkeypatch: pytest.MonkeyPatch) -> Shared:
     own = Shared(RunningCalls(), Deaths())
-    monkeypatch.setattr(casualties, "_own", own)
+    monkeypatch.setattr(casualties, "_own", None)
+    share(own)
     return own
 
 

@@ -785,6 +785,18 @@ async def test_a_receiver_can_listen_again() -> None:
     worker.assert_capacity_is_restored(2, 3)
 
 
+@virtual
+async def test_a_message_given_to_the_callback_after_a_stop_is_executed() -> None:
+    worker = GatedWorker(wait_tasks_timeout=0)
+    worker.let_go("a")
+    worker.finish.set()
+    await worker.listen()
+
+    await worker.receiver.callback(worker.data("a"))
+
+    assert worker.saved == ["a"]
+
+
 # -- The final wait ----------------------------------------------------------------
 
 

@@ -202,19 +202,27 @@ def test_a_worker_that_dies_with_a_turn_takes_that_one_along(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-def test_a_worker_that_stops_gives_its_turn_back(kind: str) -> None:
+@pytest.mark.parametrize(("is_away", "next_at"), [(False, 60), (True, 120)])
+def test_a_worker_that_stops_gives_its_turn_back_if_it_can(
+    kind: str,
+    is_away: bool,
+    next_at: float,
+) -> None:
     store = Turnstile()
     stopped = Fleet(kind, "1/m", count=1, store=store, wait_tasks_timeout=0)
     next_one = Fleet(kind, "1/m", count=1, store=store)
 
     async def main() -> None:
         await stopped.send(2)
+        asyncio.get_running_loop().call_later(5, setattr, store, "is_away", is_away)
         await stopped.run(10)
+        store.is_away = False
         await next_one.send(1)
-        await next_one.run(61)
+        await next_one.run(121)
 
     run_virtual(main())
-    assert [moment for moment, _ in next_one.starts] == pytest.approx([60], abs=0.1)
+    moments = [moment for moment, _ in next_one.starts]
+    assert moments == pytest.approx([next_at], abs=0.1)
 
 
 @pytest.mark.parametrize("kind", _KINDS)
@@ -305,6 +313,18 @@ def test_a_turn_that_passed_while_nobody_waited_is_used_by_nobody() -> None:
     assert len(desk.asked) == 2
 
 
+def test_who_is_interrupted_while_it_asks_asks_again() -> None:
+    """A stop ends what asks; who listens after it is not to wait for that answer."""
+    desk = Desk("1/s")
+    pace = desk.pace
+    pace.want(0, 1)
+    pace.interrupted(desk.asked[0])
+    pace.want(1, 1)
+    assert len(desk.asked) == 2
+    pace.answered(1, desk.asked[1], Turns(0, ""))
+    assert pace.is_due(1)
+
+
 def test_an_answer_that_comes_too_late_is_not_used() -> None:
     desk = Desk("1/s")
     pace = desk.pace
@@ -313,6 +333,8 @@ def test_an_answer_that_comes_too_late_is_not_used() -> None:
     assert desk.ended == desk.asked
     assert pace.is_due(PATIENCE)  # this process keeps the rate by itself
     pace.answered(PATIENCE, desk.asked[0], Turns(7, ""))
+    pace.failed(PATIENCE, desk.asked[0], OSError("away"))
+    pace.interrupted(desk.asked[0])
     assert pace.is_due(PATIENCE)
     pace.start(PATIENCE)
     assert pace.next_at == PATIENCE + 1

@@ -203,9 +203,13 @@ def test_a_callback_of_ones_own_has_the_same_rate() -> None:
     assert starts == [(0, 0), (1, 1), (2, 2)]
 
 
+@pytest.mark.parametrize("when", ["before", "just before", "just after"])
 @virtual
-async def test_who_gives_up_waiting_holds_nobody_up() -> None:
+async def test_who_gives_up_waiting_holds_nobody_up(when: str) -> None:
+    """Before its turn, or in the moment of that."""
     worker, starts = starting("1/s")
+    clock = ManualClock()
+    worker.receiver.use_clock(clock)
     callbacks: list[asyncio.Task[None]] = []
     await send(worker, 0, 1, 2)
     async for message in worker.broker.listen():
@@ -213,9 +217,17 @@ async def test_who_gives_up_waiting_holds_nobody_up() -> None:
         if len(callbacks) == 3:
             break
     await callbacks[0]
+    if when != "just after":
+        callbacks[1].cancel()
+    if when != "before":
+        clock.advance(1)
     callbacks[1].cancel()
-    await asyncio.wait(callbacks)
-    assert starts == [(0, 0), (1, 2)]
+    await asyncio.wait(callbacks[1:2])
+    assert callbacks[1].cancelled()
+    clock.advance(1)
+    await callbacks[2]
+    assert [item for _, item in starts] == [0, 2]
+    assert clock.armed == 0
 
 
 @virtual
@@ -263,26 +275,42 @@ def test_what_is_no_rate_is_refused(rate: Any) -> None:
     )
 
 
-def test_a_message_that_is_left_is_called_by_nobody_and_holds_up_none() -> None:
-    """A stop that has no time discards those who wait; the next listen is as new."""
-    worker, starts = starting("1/s", wait_tasks_timeout=0)
+@pytest.mark.parametrize("count", [2, SHARE + 11])
+@pytest.mark.parametrize("is_called", [False, True])
+def test_a_message_that_is_left_is_called_by_nobody_and_holds_up_none(
+    count: int,
+    is_called: bool,
+) -> None:
+    """A stop that has no time discards those who wait; the next listen is as new.
+
+    Those that were called and wait for a slot, too, and those that hold one as so many
+    wait already.
+    """
+    worker, starts = starting("1/s", max_async_tasks=4, wait_tasks_timeout=0)
 
     async def main() -> None:
-        await send(worker, 0, 1)
+        await send(worker, *range(count))
         listening = worker.listen()
         await asyncio.sleep(0.5)
+        if is_called:
+            await worker.occupy()
+            await asyncio.sleep(1)
         worker.finish.set()
         await listening
+        if is_called:
+            worker.vacate()
         worker.assert_as_new()
         worker.finish.clear()
-        await send(worker, 2)
+        worker.broker.take_all()
+        await send(worker, -1)
         listening = worker.listen()
         await asyncio.sleep(1)
         worker.finish.set()
         await listening
 
     run_virtual(main())
-    assert starts == [(0, 0), (1, 2)]
+    assert [item for _, item in starts] == [0, -1]
+    assert len(worker.broker.acked) == 2
 
 
 def test_a_batch_task_is_told_its_own_argument() -> None:

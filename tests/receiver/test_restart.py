@@ -23,6 +23,7 @@ from taskiq.receiver.restart import ListenLoop, RestartDelays, reconnect
 from taskiq.receiver.source import is_disconnected
 from tests.support.brokers import QueueBroker
 from tests.support.virtual_time import virtual
+from tests.support.worker import GatedWorker
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -870,3 +871,44 @@ def test_a_client_that_says_so_is_known_to_be_without_its_server(
     for name, value in client.items():
         setattr(broker, name, value)
     assert is_disconnected(broker) is is_away
+
+
+@virtual
+async def test_a_listener_that_merely_ends_ends_the_loop() -> None:
+    broker = QueueBroker()
+    broker.end()
+    await loop_for(broker, run_startup=False).run(asyncio.Event())
+    assert broker.is_closed
+
+
+class _Info:
+    """What a JetStream consumer says of itself, which may be made anew."""
+
+    def __init__(self) -> None:
+        self.config = self
+        self.deliver_subject = "first"
+
+    async def consumer_info(self) -> _Info:
+        told = _Info()
+        told.deliver_subject = self.deliver_subject
+        return told
+
+
+@virtual
+async def test_what_is_gone_while_a_stop_waits_for_what_runs_is_no_outage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Consuming(QueueBroker):
+        consumer = _Info()
+
+    worker = GatedWorker(broker=Consuming())
+    worker.put("a")
+    loop = ListenLoop(worker.broker, lambda _: worker.receiver, run_startup=False)
+    async with Running(loop) as running:
+        await asyncio.sleep(20)
+        worker.let_go_at(now() + 100, "a")
+        running.finish.set()
+        await asyncio.sleep(1)
+        Consuming.consumer.deliver_subject = "second"
+    assert worker.broker.acked == ["a"]
+    assert "made anew" not in caplog.text

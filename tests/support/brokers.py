@@ -19,6 +19,7 @@ class QueueBroker(AsyncBroker):
     :ivar acked: ids of acknowledged messages, one entry per acknowledgement.
     :ivar delivered: ids of messages that `listen` gave out.
     :ivar failing_acks: ids whose acknowledgement raises.
+    :ivar ack_takes: seconds of an acknowledgement.
     :ivar steps: where each acknowledgement is written, too, as ``("ack", task id)``.
     """
 
@@ -28,6 +29,7 @@ class QueueBroker(AsyncBroker):
         self.acked: list[str] = []
         self.delivered: list[str] = []
         self.failing_acks: set[str] = set()
+        self.ack_takes = 0.0
         self.steps: list[tuple[str, str]] = []
         self.is_closed = False
 
@@ -61,6 +63,8 @@ class QueueBroker(AsyncBroker):
         """Make a delivery of a message."""
 
         async def ack() -> None:
+            if self.ack_takes:
+                await asyncio.sleep(self.ack_takes)
             if message.task_id in self.failing_acks:
                 raise ConnectionError(f"cannot ack {message.task_id}")
             self.acked.append(message.task_id)
