@@ -213,6 +213,14 @@ async def test_what_a_worker_held_is_taken_over_and_acknowledged_together(
         assert pending["pending"] == 0
 
 
+async def test_a_backlog_is_read_in_order(topology: Topology) -> None:
+    async with started(topology.stream(adapted_redis)) as adapter:
+        adapter.count = 4
+        await adapter.kick_many([message(number) for number in range(30)])
+        received = await receive(adapter, 30)
+        assert [int(each.data) for each in received] == list(range(30))
+
+
 async def test_results_go_both_ways_and_arrive(topology: Topology) -> None:
     results: dict[str, TaskiqResult[Any]] = {
         f"id-{number}": TaskiqResult(
