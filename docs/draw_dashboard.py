@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ DOCS: Final = Path(__file__).parent
 DASHBOARD: Final = DOCS / "guide" / "batching" / "taskiq-batches.json"
 ANSWERS: Final = DASHBOARD.with_name("taskiq-batches-answers.json")
 TARGET: Final = DOCS / "images" / "dashboard.svg"
+PICTURES: Final[dict[str, Any]] = runpy.run_path(str(DOCS / "pictures.py"))
 
 #: Pixels of a unit of Grafana's grid, and of what is around the lines of a panel.
 COLUMN, ROW = 46, 24
@@ -187,14 +189,9 @@ def draw() -> str:
     }
     panels = [Panel(each, lines_of(each, answers)) for each in dashboard["panels"]]
     width, height = 24 * COLUMN, max(each.y + each.height for each in panels) + 4
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">',
-        "<title>The panels of the dashboard, with the numbers of a worker</title>",
-        f"<style>{STYLE}</style>",
-        *(part for panel in panels for part in panel.draw()),
-        "</svg>",
-    ]
-    return "\n".join(parts) + "\n"
+    title = "The panels of the dashboard, with the numbers of a worker"
+    parts = (part for panel in panels for part in panel.draw())
+    return PICTURES["picture"](title, width, height, parts, style=STYLE)
 
 
 if __name__ == "__main__":

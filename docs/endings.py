@@ -8,6 +8,7 @@ each policy that it can happen under, the code that decides it is asked.
 from __future__ import annotations
 
 import asyncio
+import runpy
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,9 @@ from taskiq.receiver.endings import Endings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-TARGET: Final = Path(__file__).parent / "images" / "endings.svg"
+DOCS: Final = Path(__file__).parent
+TARGET: Final = DOCS / "images" / "endings.svg"
+PICTURES: Final[dict[str, Any]] = runpy.run_path(str(DOCS / "pictures.py"))
 
 #: The limit of the policies that have one.
 LIMIT: Final = 3
@@ -263,14 +266,8 @@ def draw() -> str:
             drawn += cell(MARGIN + FIRST + STEP * place, y, words)
     legend = "Two in a cell: below the limit, and at it. Where it cannot happen: -"
     drawn.append(text(MARGIN, height - 8, legend))
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">',
-        "<title>How a message that fails ends</title>",
-        f"<style>{STYLE}</style>",
-        *drawn,
-        "</svg>",
-    ]
-    return "\n".join(parts) + "\n"
+    title = "How a message that fails ends"
+    return PICTURES["picture"](title, width, height, drawn, style=STYLE)
 
 
 if __name__ == "__main__":

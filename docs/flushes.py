@@ -333,15 +333,13 @@ def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<line class="{kind}" {ends}/>'
 
 
-def opening(title: str, height: float) -> list[str]:
-    """Begin a picture."""
-    return [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" '
-        f'width="{WIDTH}" height="{height:g}">',
-        f"<title>{title}</title>",
-        f"<style>{STYLE}</style>",
-        f'<rect class="card" width="{WIDTH}" height="{height:g}" rx="14"/>',
-    ]
+def on_card(title: str, height: float, parts: list[str]) -> str:
+    """Make a picture of what is drawn on a card."""
+    card = f'<rect class="card" width="{WIDTH}" height="{height:g}" rx="14"/>'
+    whole = [card, *parts]
+    picture = PICTURES["picture"]
+    drawn: str = picture(title, WIDTH, height, whole, style=STYLE, is_sized=True)
+    return drawn
 
 
 def place(moment: float) -> float:
@@ -389,8 +387,7 @@ def draw_case(case: Case, y: float) -> list[str]:
 def draw_flushes() -> str:
     """Draw a time line for each reason that a batch can leave for."""
     bottom = TOP + ROW * len(CASES)
-    parts = opening("Why a batch leaves, on a time line", bottom + 36)
-    parts += [
+    parts = [
         text("title", 24, 40, "leaves by"),
         text("title", LINE, 40, "seconds"),
         text("title", RESULT, 40, "call of"),
@@ -410,9 +407,8 @@ def draw_flushes() -> str:
         text("note", 380, bottom + 16, "may leave"),
         line("leaves", 494, bottom + 1, 494, bottom + 21),
         text("note", 504, bottom + 16, "the call starts"),
-        "</svg>",
     ]
-    return "\n".join(parts) + "\n"
+    return on_card("Why a batch leaves, on a time line", bottom + 36, parts)
 
 
 #: Pixels: the edges of the plot, a second of it, and how high a message is.
@@ -448,8 +444,7 @@ def draw_pressure() -> str:
         ("broker", broker, "not read: the broker keeps them"),
     )
     most, right = PRESSED.max_buffered, LEFT + PLOT_SECOND * held[-1].at
-    parts = opening("Back-pressure: a worker reads what it has room for", 440)
-    parts.append(text("title", 24, 36, "messages that are not done"))
+    parts = [text("title", 24, 36, "messages that are not done")]
     for number, (kind, edges, said) in enumerate(bands):
         below = FLOOR + 44 + 22 * number
         parts += [
@@ -464,7 +459,8 @@ def draw_pressure() -> str:
     for second in range(int(held[-1].at) + 1):
         x = LEFT + PLOT_SECOND * second
         parts.append(text("note middle", x, FLOOR + 22, f"{second} s"))
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    title = "Back-pressure: a worker reads what it has room for"
+    return on_card(title, 440, parts)
 
 
 TARGETS: Final[dict[Path, Callable[[], str]]] = {

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 import re
+import runpy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 DOCS: Final = Path(__file__).parent
 TARGET: Final = DOCS / "images" / "pacing.svg"
+PICTURES: Final[dict[str, Any]] = runpy.run_path(str(DOCS / "pictures.py"))
 
 #: Pixels: the names of the rows, a row, the place of a rule's name, a factor of ten.
 LEFT, LINE, NAME, DECADE = 150, 18, 165, 200
@@ -80,10 +82,6 @@ def draw() -> str:
     found = rows()
     bottom, right = TOP + LINE * len(found), place(HIGH)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" '
-        f'viewBox="0 0 {right + 10:.0f} {bottom + 30}">',
-        "<title>Calls of each rule to those of the best fixed pair</title>",
-        f"<style>{STYLE}</style>",
         '<text class="title" x="20" y="20">'
         "Calls to those of the best fixed pair (hollow: none holds the target)</text>",
     ]
@@ -111,7 +109,9 @@ def draw() -> str:
                 f'<circle class="{kind}{hollow}" cx="{place(ratio):.1f}" cy="{y}" '
                 f'r="4"/>',
             )
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    title = "Calls of each rule to those of the best fixed pair"
+    width, height = round(right + 10), bottom + 30
+    return PICTURES["picture"](title, width, height, parts, style=STYLE)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 DOCS: Final = Path(__file__).parent
 
@@ -38,6 +38,32 @@ STYLE: Final = f"""
 .value {{ fill: {BLUE} }}
 .note {{ font: 14px system-ui, sans-serif; fill: {MIST}; text-anchor: middle }}
 """
+
+
+def picture(
+    title: str,
+    width: float,
+    height: float,
+    parts: Iterable[str],
+    *,
+    style: str = "",
+    is_sized: bool = False,
+) -> str:
+    """Put what is drawn into the frame that all pictures of the documentation have.
+
+    :param is_sized: whether it is as wide on the page as it is drawn; else it is as
+        wide as there is room.
+    """
+    size = f' width="{width:g}" height="{height:g}"' if is_sized else ""
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}"'
+        f"{size}>",
+        f"<title>{title}</title>",
+        *([f"<style>{style}</style>"] if style else []),
+        *parts,
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def middle(column: tuple[int, int]) -> int:
@@ -84,10 +110,6 @@ def draw_batch() -> str:
     bottom = TOP + STEP * (count - 1) + PILL_HEIGHT
     x, width = CALL
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'width="{WIDTH}" height="{HEIGHT}">',
-        "<title>Many sends, one call, many results</title>",
-        f"<style>{STYLE}</style>",
         '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="5" '
         f'markerHeight="5" orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="{BLUE}"/>'
         "</marker></defs>",
@@ -114,9 +136,9 @@ def draw_batch() -> str:
         text("note", middle(SENDS), HEIGHT - 14, "an id for each"),
         text("note", middle(CALL), HEIGHT - 14, "one list"),
         text("note", middle(RESULTS), HEIGHT - 14, "one for each"),
-        "</svg>",
     ]
-    return "\n".join(parts) + "\n"
+    title = "Many sends, one call, many results"
+    return picture(title, WIDTH, HEIGHT, parts, style=STYLE, is_sized=True)
 
 
 def mark(message: str, call: str) -> list[str]:
@@ -136,14 +158,8 @@ def draw_mark(*background: str) -> Callable[[], str]:
     """Give what draws the logo, on a background if there is one."""
 
     def draw() -> str:
-        parts = [
-            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">',
-            "<title>taskiq with batching</title>",
-            *background,
-            *mark(BLUE, COPPER),
-            "</svg>",
-        ]
-        return "\n".join(parts) + "\n"
+        parts = [*background, *mark(BLUE, COPPER)]
+        return picture("taskiq with batching", 32, 32, parts)
 
     return draw
 

@@ -7,15 +7,18 @@ on, one below it a way out. Under each state: what it holds.
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.receiver.states import HOLDS, MOVES, BatchState, MessageState
 
 if TYPE_CHECKING:
     from enum import Enum
 
-TARGET: Final = Path(__file__).parent / "images" / "states.svg"
+DOCS: Final = Path(__file__).parent
+TARGET: Final = DOCS / "images" / "states.svg"
+PICTURES: Final[dict[str, Any]] = runpy.run_path(str(DOCS / "pictures.py"))
 
 #: Pixels: the distance of two states, the size of their boxes, a line of text.
 STEP, WIDTH, HEIGHT, LINE = 112, 96, 30, 15
@@ -86,15 +89,12 @@ def draw() -> str:
     """Give the picture of both tables."""
     width = 2 * MARGIN + STEP * (len(MessageState) - 1) + WIDTH
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} 800">',
-        "<title>States of a message and of a batch</title>",
-        f"<style>{STYLE}</style>",
         f"<defs>{head('on', '#3d6b8f')}{head('out', '#b0643c')}</defs>",
         *row(MessageState, "A message, and what it holds", 210),
         *row(BatchState, "A batch, and what it holds", 700),
-        "</svg>",
     ]
-    return "\n".join(parts) + "\n"
+    title = "States of a message and of a batch"
+    return PICTURES["picture"](title, width, 800, parts, style=STYLE)
 
 
 if __name__ == "__main__":

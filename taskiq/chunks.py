@@ -73,8 +73,8 @@ def chunk_kwargs(
 
 
 def is_chunk(message: TaskiqMessage) -> bool:
-    """Whether a message with the label of a chunk is one."""
-    return ITEMS in message.kwargs
+    """Whether a message has many items. The label alone may be somebody else's."""
+    return CHUNK_LABEL in message.labels and ITEMS in message.kwargs
 
 
 def sent_id(message: TaskiqMessage) -> str:

@@ -29,6 +29,10 @@ class ById(Generic[_T]):
         for each in held:
             self.add(each)
 
+    def __len__(self) -> int:
+        """Count the ids that something is found by."""
+        return len(self._found)
+
     def add(self, held: _T) -> None:
         """Note that something is held from now on."""
         for each in self._ids_of(held):
@@ -37,10 +41,11 @@ class ById(Generic[_T]):
     def discard(self, held: _T) -> None:
         """Note that something is not held any more; it need not have been noted."""
         for each in self._ids_of(held):
-            found = self._found.get(each, {})
-            found.pop(held, None)
-            if not found:
-                self._found.pop(each, None)
+            found = self._found.get(each)
+            if found is not None:
+                found.pop(held, None)
+                if not found:
+                    del self._found[each]
 
     def find(self, ids: Iterable[str]) -> list[_T]:
         """List what has one of these ids, each once."""

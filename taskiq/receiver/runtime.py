@@ -11,7 +11,7 @@ import contextvars
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from taskiq.chunks import CHUNK_LABEL, is_chunk
+from taskiq.chunks import is_chunk
 from taskiq.exceptions import TaskAbortedError
 from taskiq.outage import brief
 from taskiq.rates import store_of
@@ -221,7 +221,7 @@ class Runtime:
         :returns: that failure.
         """
         message = delivery.message
-        if CHUNK_LABEL in message.labels and is_chunk(message):
+        if message.kwargs and is_chunk(message):  # most have none
             failed = self.chunks.join(delivery)
         else:
             failed = attempt(

@@ -290,31 +290,43 @@ async def test_it_holds_its_delivery_slot_until_each_item_has_a_place() -> None:
     worker.assert_as_new()
 
 
-@virtual
-async def test_others_are_read_while_its_items_wait_for_long() -> None:
+def worker_with_one_place(**options: Any) -> tuple[BatchWorker, Gate, Any, list[float]]:
+    """Make a worker whose batch task may hold one item, and one of a plain task.
+
+    :returns: what its calls wait for, the plain task and when that was run, too.
+    """
     worker = worker_of(
         doubled,
-        batch_size=1,
-        batch_max_buffered=1,
-        batch_timeout=1,
-        max_async_tasks=1,
+        **{
+            "batch_size": 1,
+            "batch_max_buffered": 1,
+            "batch_timeout": 1,
+            "max_async_tasks": 1,
+            **options,
+        },
     )
-    worker.in_call = Gate()
+    worker.in_call = gate = Gate()
     done_at: list[float] = []
 
     @worker.broker.task
     async def plain() -> None:
         done_at.append(asyncio.get_running_loop().time())
 
+    return worker, gate, plain, done_at
+
+
+@virtual
+async def test_others_are_read_while_its_items_wait_for_long() -> None:
+    worker, gate, plain, done_at = worker_with_one_place()
     await send_chunk(worker, [0, 1])
     await plain.kiq()
     listening = asyncio.ensure_future(worker.run())
-    await worker.in_call.reached.wait()
+    await gate.reached.wait()
     await asyncio.sleep(0.5)
     assert worker.free_deliveries == 0
     await asyncio.sleep(1)
     assert worker.broker.delivered == ["chunk", worker.broker.delivered[-1]]
-    worker.in_call.opened.set()
+    gate.opened.set()
     await listening
     assert len(done_at) == 1
     assert outcomes(worker) == [0, 2]
@@ -323,28 +335,15 @@ async def test_others_are_read_while_its_items_wait_for_long() -> None:
 @virtual
 async def test_what_waits_behind_its_items_makes_way_in_its_turn() -> None:
     """One way for all of them: they hold one slot together."""
-    worker = worker_of(
-        doubled,
-        batch_size=1,
-        batch_max_buffered=1,
-        batch_timeout=1,
-        batch_concurrency=1,
-        max_async_tasks=2,
-    )
-    worker.in_call = Gate()
-    done_at: list[float] = []
-
-    @worker.broker.task
-    async def plain() -> None:
-        done_at.append(asyncio.get_running_loop().time())
-
+    options = {"batch_concurrency": 1, "max_async_tasks": 2}
+    worker, gate, plain, done_at = worker_with_one_place(**options)
     await send_chunk(worker, [*range(10)])
     for item in (100, 101):
         await worker.send(item)
         await plain.kiq()
     listening = asyncio.ensure_future(worker.run())
     await asyncio.sleep(5)
-    worker.in_call.opened.set()
+    gate.opened.set()
     await listening
     assert done_at == [1, 2]
     assert outcomes(worker) == [2 * item for item in range(10)]
@@ -352,24 +351,17 @@ async def test_what_waits_behind_its_items_makes_way_in_its_turn() -> None:
 
 @virtual
 async def test_each_chunk_that_waits_for_long_makes_way_in_one_timeout() -> None:
-    worker = worker_of(
-        doubled,
-        batch_size=1,
-        batch_max_buffered=1,
-        batch_timeout=1,
-        max_async_tasks=1,
-    )
-    worker.in_call = Gate()
+    worker, gate, *_ = worker_with_one_place()
     for number in range(3):
         await send_chunk(worker, [*range(9)], f"chunk {number}")
     await send_chunk(worker, [0], "last")
     listening = worker.listen()
-    await worker.in_call.reached.wait()
+    await gate.reached.wait()
     for read in (1, 2, 3, 4):
         await asyncio.sleep(0.5)
         assert len(worker.broker.delivered) == read
         await asyncio.sleep(0.5)
-    worker.in_call.opened.set()
+    gate.opened.set()
     worker.finish.set()
     await listening
     assert sorted(worker.broker.acked) == ["chunk 0", "chunk 1", "chunk 2", "last"]

@@ -25,6 +25,7 @@ from tests.benchmarks import (
 from tests.benchmarks.environments import BASELINE_VERSION, Environments
 from tests.benchmarks.options import Options
 from tests.benchmarks.publish import publish
+from tests.support.arguments import positive
 from tests.support.environments import EnvironmentNotMadeError, say
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def parse(arguments: list[str]) -> Command:
     )
     parser.add_argument(
         "--rounds",
-        type=_positive,
+        type=positive,
         default=5,
         metavar="N",
         help="runs of each case (default: 5)",
@@ -139,13 +140,6 @@ def _table(text: str) -> str:
     if text != "all" and text not in TABLES:
         raise argparse.ArgumentTypeError(f"there is no table {text!r}")
     return text
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isascii() and text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return number
 
 
 def _factor(text: str) -> float:

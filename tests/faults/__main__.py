@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taskiq import AcknowledgeType
+from tests.support.arguments import positive
 
 from . import report
 from .lines import ACKNOWLEDGING, LINES, Line, unavailable
@@ -63,14 +64,14 @@ def parse(arguments: list[str]) -> Options:
     )
     parser.add_argument(
         "--messages",
-        type=_positive,
+        type=positive,
         default=20_000,
         metavar="N",
         help="messages of one run (default: 20000)",
     )
     parser.add_argument(
         "--strikes",
-        type=_positive,
+        type=positive,
         default=10,
         metavar="N",
         help="how often the fault strikes while there is work (default: 10)",
@@ -118,13 +119,6 @@ def parse(arguments: list[str]) -> Options:
         throughput=given.throughput,
         logs=given.logs,
     )
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isascii() and text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return number
 
 
 def trials(options: Options) -> Iterable[Trial]:

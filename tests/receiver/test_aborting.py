@@ -163,7 +163,11 @@ async def test_a_member_of_a_running_batch_is_aborted_whatever_is_returned(
     assert not any(each for call in told[1:] for each in call)
 
 
-async def test_a_batch_that_nobody_wants_is_cancelled(broker: InMemoryBroker) -> None:
+@pytest.mark.parametrize("turns", [0, 1], ids=["together", "one by one"])
+async def test_a_batch_that_nobody_wants_is_cancelled(
+    broker: InMemoryBroker,
+    turns: int,
+) -> None:
     started = asyncio.Event()
 
     @broker.task(batch=True, batch_size=2)
@@ -176,6 +180,8 @@ async def test_a_batch_that_nobody_wants_is_cancelled(broker: InMemoryBroker) ->
     await started.wait()
     for each in handles:
         assert await each.abort()
+        for _ in range(turns):
+            await asyncio.sleep(0)
     assert all([await is_aborted(each) for each in handles])
 
 

@@ -55,7 +55,7 @@ class Letter(str):
 
     @property
     def sent_as(self) -> str:
-        return str(self)
+        return self.lower()
 
     def waits(self) -> None:
         assert self.batch is None
@@ -168,6 +168,7 @@ class Offering:
     def assert_nothing_is_left(self) -> None:
         assert self.batcher.statistics().is_idle
         assert self.batcher.is_empty
+        assert not self.batcher._by_id
         assert self.clock.armed == 0
 
 
@@ -1177,6 +1178,19 @@ def test_a_member_that_runs_alone_waits_for_nobody_and_counts_like_others() -> N
     assert offering.batcher.statistics().buffered == 3
     offering.finish(alone)
     offering.finish(running)
+    offering.assert_nothing_is_left()
+
+
+def test_a_member_that_runs_alone_is_not_to_be_found() -> None:
+    """Nor is it with others of its id, which are, or with none."""
+    offering = Offering()
+    for text in ("", "a", "b"):
+        offering.offer(text)
+        batch = offering.batcher.take_alone(offering.member("A"))
+        assert offering.batcher.find(["a"]) == offering.offered[:1]
+        offering.finish(batch)
+    offering.batcher.flush(FlushReason.MANUAL)
+    assert offering.left() == [("ab", FlushReason.MANUAL)]
     offering.assert_nothing_is_left()
 
 
