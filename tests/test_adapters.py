@@ -344,6 +344,7 @@ def test_a_look_is_due_three_times_before_anything_is_abandoned() -> None:
     [
         ("redis", "taskiq_redis", "taskiq-redis"),
         ("nats", "taskiq_nats", "taskiq-nats"),
+        ("rabbitmq", "taskiq_aio_pika", "taskiq-aio-pika"),
         ("postgres", "taskiq_pg", r"taskiq-postgres\[asyncpg\]"),
     ],
 )
