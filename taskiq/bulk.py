@@ -21,6 +21,8 @@ _Outcome = TypeVar("_Outcome")
 
 #: Entries of one call at most, unless told otherwise.
 CHUNK_SIZE: Final = 1000
+#: Operations that begin before anything else happens in the event loop.
+_BEGUN_AT_ONCE: Final = 100
 #: Seconds a cancelled task has for its clean-up before it is cancelled once more.
 CANCELLED_AGAIN_AFTER: Final = 2.0
 
@@ -80,8 +82,13 @@ async def run_bounded(
                 # It did so itself, or nothing is left to do.
                 outcomes[number] = _failed_by(exc)
 
-    workers = [asyncio.create_task(work()) for _ in range(min(at_once, len(items)))]
+    workers: list[asyncio.Task[None]] = []
     try:
+        for begun in range(min(at_once, len(items))):
+            if begun and begun % _BEGUN_AT_ONCE == 0:
+                # What the first ones have begun goes on while the others begin.
+                await asyncio.sleep(0)
+            workers.append(asyncio.create_task(work()))
         if workers:
             await asyncio.wait(workers)
     finally:

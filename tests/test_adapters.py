@@ -349,6 +349,7 @@ def test_what_nobody_works_on_is_found_soon_after_it_is_abandoned(
     [
         ("redis", "taskiq_redis", "taskiq-redis"),
         ("nats", "taskiq_nats", "taskiq-nats"),
+        ("rabbitmq", "taskiq_aio_pika", "taskiq-aio-pika"),
         ("postgres", "taskiq_pg", r"taskiq-postgres\[asyncpg\]"),
     ],
 )

@@ -10,16 +10,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import nats
+import taskiq_aio_pika
 import taskiq_nats
 import taskiq_redis
 from nats.js.api import ConsumerConfig, StreamConfig
 from nats.js.errors import NotFoundError
 from redis.asyncio import Redis
-from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
+from taskiq_aio_pika import Exchange, Queue
 
 from taskiq import AsyncBroker, AsyncResultBackend
 from taskiq.adapters import nats as adapted_nats
 from taskiq.adapters import postgres as adapted_asyncpg
+from taskiq.adapters import rabbitmq as adapted_rabbitmq
 from taskiq.adapters import redis as adapted_redis
 from tests.interop import lines as servers
 from tests.plugins.servers import NATS, POSTGRES, sql_name
@@ -30,6 +32,7 @@ Line: TypeAlias = Literal[
     "redis-adapted",
     "redis-list",
     "rabbitmq",
+    "rabbitmq-adapted",
     "nats-push",
     "nats-pull",
     "nats-pull-adapted",
@@ -44,6 +47,7 @@ URLS: Final[dict[Line, str]] = {
     "redis-adapted": servers.REDIS,
     "redis-list": servers.REDIS,
     "rabbitmq": servers.RABBITMQ,
+    "rabbitmq-adapted": servers.RABBITMQ,
     "nats-push": NATS.url,
     "nats-pull": NATS.url,
     "nats-pull-adapted": NATS.url,
@@ -125,8 +129,9 @@ def make_broker(settings: Settings) -> AsyncBroker:
         )
     elif settings.line == "redis-list":
         made = redis.ListQueueBroker(url, queue_name=f"{name}-list")
-    elif settings.line == "rabbitmq":
-        made = AioPikaBroker(
+    elif settings.line.startswith("rabbitmq"):
+        pika: Any = adapted_rabbitmq if is_adapted else taskiq_aio_pika
+        made = pika.AioPikaBroker(
             url,
             # Enough for full batches: the default of 10 lets none fill.
             qos=settings.max_buffered + 100,
@@ -180,7 +185,7 @@ def unavailable(line: Line) -> str | None:
     """Tell why there is no such line, or `None`."""
     if line.startswith("redis"):
         return servers.unavailable("redis")
-    if line == "rabbitmq":
+    if line.startswith("rabbitmq"):
         return servers.unavailable("rabbitmq")
     server = POSTGRES if line.startswith("postgres") else NATS
     return server.unavailable() or servers.unavailable("redis")
@@ -193,7 +198,7 @@ async def remove(settings: Settings) -> None:
             keys = [key async for key in redis.scan_iter(f"*{settings.name}*", 10_000)]
             for start in range(0, len(keys), 1000):
                 await redis.unlink(*keys[start : start + 1000])
-    if settings.line == "rabbitmq":
+    if settings.line.startswith("rabbitmq"):
         await servers.delete_queues(settings.name)
     elif settings.line.startswith("postgres"):
         await asyncio.to_thread(POSTGRES.remove, settings.name)

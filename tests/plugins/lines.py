@@ -13,15 +13,17 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import taskiq_aio_pika
 import taskiq_nats
 import taskiq_pg.asyncpg as taskiq_asyncpg
 import taskiq_redis
 from nats.js.api import ConsumerConfig, StreamConfig
-from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
+from taskiq_aio_pika import Exchange, Queue
 
 from taskiq import AsyncBroker, AsyncResultBackend, ScheduleSource
 from taskiq.adapters import nats as adapted_nats
 from taskiq.adapters import postgres as adapted_asyncpg
+from taskiq.adapters import rabbitmq as adapted_rabbitmq
 from taskiq.adapters import redis as adapted_redis
 from tests.interop.lines import unacknowledged
 
@@ -118,15 +120,23 @@ def _redis_source(_: AsyncBroker, name: str) -> ScheduleSource:
     return taskiq_redis.ListRedisScheduleSource(REDIS.url, prefix=f"{name}-schedule")
 
 
-def rabbitmq(name: str, qos: int = PLENTY, *, delays: bool = True) -> AsyncBroker:
-    return AioPikaBroker(
-        RABBITMQ.url,
+def rabbitmq(
+    name: str,
+    plugin: Any = taskiq_aio_pika,
+    url: str = RABBITMQ.url,
+    *,
+    qos: int = PLENTY,
+    delays: bool = True,
+) -> AsyncBroker:
+    broker: AsyncBroker = plugin.AioPikaBroker(
+        url,
         qos=qos,
         exchange=Exchange(name=f"{name}-exchange"),
         task_queues=[Queue(name=f"{name}-queue")],
         dead_letter_queue=Queue(name=f"{name}-dead"),
         delay_queue=Queue(name=f"{name}-delay") if delays else None,
-    ).with_result_backend(redis_results(name))
+    )
+    return broker.with_result_backend(redis_results(name))
 
 
 def nats_results(
@@ -274,6 +284,7 @@ _ADAPTERS = [
     _adapted(_PLUGINS["redis-stream"], adapted_redis),
     _adapted(_PLUGINS["redis-list"], adapted_redis),
     _adapted(_PLUGINS["redis-pubsub"], adapted_redis),
+    _adapted(_PLUGINS["rabbitmq"], adapted_rabbitmq),
     _adapted(_PLUGINS["jetstream-push"], adapted_nats),
     _adapted(_PLUGINS["jetstream-pull"], adapted_nats),
     _adapted(_PLUGINS["nats"], adapted_nats),

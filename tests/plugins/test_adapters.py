@@ -12,7 +12,9 @@ from functools import partial
 from types import ModuleType
 from typing import Any, cast
 
+import aio_pika
 import pytest
+import taskiq_aio_pika
 import taskiq_nats
 import taskiq_pg.asyncpg as taskiq_asyncpg
 import taskiq_redis
@@ -30,6 +32,7 @@ from taskiq import (
 from taskiq.acks import AckGroup
 from taskiq.adapters import nats as adapted_nats
 from taskiq.adapters import postgres as adapted_asyncpg
+from taskiq.adapters import rabbitmq as adapted_rabbitmq
 from taskiq.adapters import redis as adapted_redis
 from taskiq.message import BrokerMessage
 from taskiq.utils import maybe_awaitable
@@ -37,7 +40,7 @@ from tests.faults.proxy import Proxy
 from tests.support.hub import HANG
 
 from . import lines, servers
-from .servers import NATS, POSTGRES, REDIS, Server, sql_name
+from .servers import NATS, POSTGRES, RABBITMQ, REDIS, Server, sql_name
 
 # -- What is on the servers -------------------------------------------------------
 
@@ -66,6 +69,31 @@ async def in_jetstream(name: str) -> list[Any]:
             message = await context.get_msg(f"{name}-stream", number)
             stored.append((message.data, message.headers))
         return stored
+
+
+async def in_queue(name: str) -> list[Any]:
+    """Take what is in a queue of RabbitMQ, all that is said of it included."""
+    async with await aio_pika.connect(RABBITMQ.url) as connection:
+        queue = await (await connection.channel()).get_queue(f"{name}-queue")
+        found: list[Any] = []
+        while (each := await queue.get(fail=False, no_ack=True)) is not None:
+            found.append((each.body, *said_of(each, name)))
+        return found
+
+
+def said_of(message: Any, name: str) -> tuple[Any, ...]:
+    """Give where a message was sent and its properties, but for its own id."""
+    properties = message.properties
+    assert len(properties.message_id) == 32
+    return (
+        message.exchange.removeprefix(name),
+        message.routing_key.removeprefix(name),
+        *(
+            getattr(properties, each)
+            for each in properties.attributes()
+            if each != "message_id"
+        ),
+    )
 
 
 async def in_messages_table(name: str) -> list[Any]:
@@ -157,6 +185,16 @@ KINDS = [
         WRONG_TYPE,
     ),
     Kind(
+        "rabbitmq",
+        taskiq_aio_pika,
+        adapted_rabbitmq,
+        RABBITMQ,
+        lines.rabbitmq,
+        in_queue,
+        redis_result,
+        (message(0, what=object()), "Unknown type"),
+    ),
+    Kind(
         "jetstream-pull",
         taskiq_nats,
         adapted_nats,
@@ -195,7 +233,12 @@ acknowledging = pytest.mark.parametrize(
     ids=str,
 )
 #: One for each result backend.
-with_results = acknowledging
+with_results = pytest.mark.parametrize(
+    "kind",
+    [each for each in KINDS if each.name not in {"redis-list", "rabbitmq"}],
+    indirect=True,
+    ids=str,
+)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Any
@@ -34,7 +35,7 @@ _COUNTED = {
         "postgres",
     }
 }
-_KNOWS_ALL = {name for name in _COUNTED if "list" not in name and name != "rabbitmq"}
+_KNOWS_ALL = {each for each in _COUNTED if not re.search("list|rabbitmq", each)}
 #: PostgreSQL tells of a message only once, when it is sent.
 _TELLS_AGAIN = [
     line

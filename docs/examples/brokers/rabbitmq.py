@@ -1,5 +1,4 @@
-from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
-
+from taskiq.adapters.rabbitmq import AioPikaBroker, Exchange, Queue
 from taskiq.adapters.redis import RedisAsyncResultBackend
 
 broker = AioPikaBroker(

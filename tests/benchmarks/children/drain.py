@@ -53,8 +53,15 @@ ITEM = {"id": 0, "text": "x" * 100}
 SENT_AT_ONCE = 200
 
 
-def make_broker(transport: str, queue: str) -> AsyncBroker:
-    """The plugin's broker for a queue of this name; `clean` removes it."""
+def make_broker(
+    transport: str,
+    queue: str,
+    rabbitmq: type[AioPikaBroker] = AioPikaBroker,
+) -> AsyncBroker:
+    """The plugin's broker for a queue of this name; `clean` removes it.
+
+    :param rabbitmq: the class of that of RabbitMQ.
+    """
     if transport == "redis-list":
         return ListQueueBroker(REDIS, queue_name=queue)
     if transport == "redis-stream":
@@ -65,7 +72,7 @@ def make_broker(transport: str, queue: str) -> AsyncBroker:
             consumer_id="0",
             xread_count=BATCH_SIZE,
         )
-    return AioPikaBroker(
+    return rabbitmq(
         RABBITMQ,
         qos=QOS,
         exchange=Exchange(name=queue),

@@ -62,6 +62,9 @@ def make_broker(transport: str, kind: str, name: str) -> AsyncBroker:
         )
         module = importlib.import_module(module)
         broker = module.AsyncpgBroker(POSTGRES, channel_name=name, table_name=name)
+    elif kind == "adapter":
+        module = importlib.import_module("taskiq.adapters.rabbitmq")
+        broker = make_queue_broker(transport, name, module.AioPikaBroker)
     else:
         broker = make_queue_broker(transport, name)
     return broker
