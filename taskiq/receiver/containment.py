@@ -249,10 +249,9 @@ class Steps:
         return isinstance(error, GeneratorExit) and _running_task() is not self.task
 
     def forget_own_cancels(self) -> None:
-        """Let the task go on as if nobody had cancelled it."""
+        """Let the task go on as if nobody had cancelled it: they have ended."""
         for _ in range(self.own_cancels):
             forget_cancel_request(self.task)
-        self.own_cancels = 0
 
     async def absorb_own_cancel(self) -> Failed:
         """Take the cancellation that what has ended leaves to its task."""

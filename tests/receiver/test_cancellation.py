@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import types
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from taskiq.outcome import Failed
-from taskiq.receiver.containment import attempt, contain, first_step, in_context
-from taskiq.receiver.tasks import Tasks, uninterrupted
+from taskiq.receiver.containment import (
+    attempt,
+    contain,
+    first_step,
+    in_context,
+    take_own_cancel,
+)
+from taskiq.receiver.tasks import Tasks, cancel_requests, start_task, uninterrupted
 from tests.support.limits import within
 from tests.support.virtual_time import run_virtual
 
@@ -174,6 +181,7 @@ def test_what_ends_in_spite_of_its_cancellation_has_ended() -> None:
     async def main() -> None:
         assert await within(1, stubborn()) == "done all the same"
         # Nothing is left of the cancellation: neither now nor at the next await.
+        assert cancel_requests(own_task()) == 0
         await asyncio.sleep(1)
         await assert_next_limit_works()
 
@@ -198,20 +206,27 @@ def test_a_cancellation_from_outside_is_one() -> None:
 
 
 def test_a_cancellation_from_outside_wins_over_the_limit() -> None:
+    """It is no failure of what is limited."""
+    told: list[Any] = []
+
     async def slow_to_end() -> None:
         try:
             await asyncio.sleep(100)
         finally:
             await asyncio.sleep(5)
 
+    async def work() -> None:
+        told.append(await contain(slow_to_end, seconds=10))
+
     async def main() -> None:
-        task = asyncio.ensure_future(within(10, slow_to_end()))
+        task = start_task(asyncio.get_running_loop(), work())
         await asyncio.sleep(12)  # past the limit, in the cleanup
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     run_virtual(main())
+    assert told == []
 
 
 def test_a_cancellation_reaches_what_only_lets_others_run() -> None:
@@ -229,15 +244,100 @@ def test_a_cancellation_reaches_what_only_lets_others_run() -> None:
     run_virtual(main())
 
 
+# -- Who cancels himself ------------------------------------------------------------
+
+
+def own_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+async def waits_and_cancels_himself() -> str:
+    await asyncio.sleep(1)
+    own_task().cancel()
+    return "done"
+
+
+async def cancels_himself_and_waits() -> str:
+    own_task().cancel()
+    await asyncio.sleep(1)
+    return "done"
+
+
+async def cancels_himself_twice_and_waits() -> str:
+    for _ in range(2):
+        with suppress(asyncio.CancelledError):
+            own_task().cancel()
+            await asyncio.sleep(1)
+    own_task().cancel()
+    await asyncio.sleep(1)
+    return "done"
+
+
+async def raises_what_closes_generators() -> None:
+    await asyncio.sleep(1)
+    raise GeneratorExit
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        (
+            waits_and_cancels_himself,
+            asyncio.CancelledError("it cancelled its own asyncio task"),
+        ),
+        (cancels_himself_and_waits, asyncio.CancelledError()),
+        (cancels_himself_twice_and_waits, asyncio.CancelledError()),
+        (raises_what_closes_generators, GeneratorExit()),
+    ],
+)
+def test_who_ends_his_own_task_has_failed_and_that_goes_on(
+    function: Any,
+    error: BaseException,
+) -> None:
+    async def main() -> None:
+        failed = await contain(function)
+        assert isinstance(failed, Failed)
+        assert repr(failed.error) == repr(error)
+        assert cancel_requests(own_task()) == 0
+        await asyncio.sleep(1)
+
+    in_a_task(main())
+
+
+def test_a_cancellation_of_ones_own_that_nothing_waited_for_is_told_when_asked() -> (
+    None
+):
+    """Else it is that of whatever waits next, in that task."""
+
+    async def cancels_himself() -> str:
+        own_task().cancel()
+        return "done"
+
+    async def main() -> None:
+        assert await take_own_cancel() is None
+        assert first_step(cancels_himself) == "done"
+        told = await take_own_cancel()
+        assert isinstance(told, Failed)
+        assert isinstance(told.error, asyncio.CancelledError)
+        await asyncio.sleep(1)
+        assert await contain(cancels_himself) == "done"
+        told = await contain(asyncio.sleep, 1)
+        assert isinstance(told, Failed)
+        assert cancel_requests(own_task()) == 0
+        await asyncio.sleep(1)
+
+    in_a_task(main())
+
+
 def test_who_cancels_himself_and_is_cancelled_by_another_has_ended() -> None:
     """In the moment in which his own cancellation would have been taken."""
 
     async def cancels_itself() -> str:
         await asyncio.sleep(1)
-        task = asyncio.current_task()
-        assert task is not None
-        task.cancel()
-        asyncio.get_running_loop().call_soon(task.cancel)
+        own_task().cancel()
+        asyncio.get_running_loop().call_soon(own_task().cancel)
         return "done"
 
     async def main() -> None:
@@ -246,6 +346,64 @@ def test_who_cancels_himself_and_is_cancelled_by_another_has_ended() -> None:
             await task
 
     run_virtual(main())
+
+
+async def waits() -> None:
+    await asyncio.Event().wait()
+
+
+async def cancels_himself_and_waits_on() -> None:
+    with suppress(asyncio.CancelledError):
+        own_task().cancel()
+        await asyncio.sleep(0)
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("function", [waits, cancels_himself_and_waits_on])
+@pytest.mark.parametrize("is_ended", [False, True], ids=["alone", "with its task"])
+def test_what_is_interrupted_fails_with_the_reason_unless_its_task_ends(
+    function: Any,
+    is_ended: bool,
+) -> None:
+    async def main() -> None:
+        loop, told = asyncio.get_running_loop(), list[Any]()
+
+        async def work() -> None:
+            steps = first_step(function)
+            loop.call_later(2, steps.interrupt_for, KeyError("reason"))
+            if is_ended:
+                loop.call_later(2, own_task().cancel)
+            told.append(await steps.finish())
+            assert cancel_requests(own_task()) == 0
+            await asyncio.sleep(1)
+
+        task = start_task(loop, work())
+        await asyncio.wait([task])
+        assert task.cancelled() is is_ended
+        assert [str(failed.error) for failed in told] == ["'reason'"] * (not is_ended)
+
+    run_virtual(main())
+
+
+def test_what_is_closed_goes_no_further() -> None:
+    """Whoever cleans up after a loop that is gone closes what waited in it."""
+    steps: list[str] = []
+
+    async def work() -> None:
+        steps.append("begun")
+        await contain(waits)
+        steps.append("gone on")
+
+    loop = asyncio.new_event_loop()
+    task = start_task(loop, work())
+    loop.run_until_complete(asyncio.sleep(0))
+    coroutine: Any = task.get_coro()
+    coroutine.close()
+    assert steps == ["begun"]
+    task.cancel()
+    with pytest.raises(RuntimeError, match="cannot reuse"):
+        loop.run_until_complete(task)
+    loop.close()
 
 
 def test_what_is_closed_in_a_context_ends_there() -> None:
@@ -278,6 +436,15 @@ def test_a_first_step_is_taken_and_contained_without_a_task() -> None:
     failed = first_step(int, "no number")
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, ValueError)
+
+
+def test_what_can_be_awaited_is_whatever_it_is_made_of() -> None:
+    async def main() -> None:
+        waited_for = asyncio.get_running_loop().create_future()
+        waited_for.get_loop().call_later(1, waited_for.set_result, "done")
+        assert await contain(lambda: waited_for) == "done"
+
+    run_virtual(main())
 
 
 def test_a_cancellation_where_there_is_no_task_is_raised() -> None:
