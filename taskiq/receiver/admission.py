@@ -13,7 +13,7 @@ from taskiq.message import TaskiqMessage
 from taskiq.outcome import Failed
 from taskiq.policies import Reason, is_over
 from taskiq.receiver.containment import attempt, call_hook, in_context
-from taskiq.receiver.deliveries import counted
+from taskiq.receiver.deliveries import counted, hear_of_deaths, turn_of
 from taskiq.receiver.failures import log_unparsable
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Admission:
     ) -> None:
         #: What knows of aborted messages, where the broker has a store for that.
         self.aborting: Aborting | None = None
+        #: How many calls run at once, `None` for any number.
+        self.slots: int | None = None
         self._receiver = receiver
         self._broker = receiver.broker
         self._tasks = receiver.prepared_tasks
@@ -168,10 +170,16 @@ class Admission:
     async def _check_limit(self, delivery: Delivery, limit: int) -> Failed | None:
         """Keep a message from being run that was delivered too often."""
         deliveries = await self._settlement.endings.count_of(delivery)
-        if deliveries is None or not is_over(limit, counted(delivery, deliveries)):
+        if deliveries is None or deliveries <= 1:
             return None
-        delivery.reason = Reason.MAX_DELIVERIES
-        return Failed(MaxDeliveriesError(deliveries=deliveries, most=limit))
+        if deliveries >= limit:
+            await hear_of_deaths(deliveries)
+        if is_over(limit, counted(delivery, deliveries)):
+            delivery.reason = Reason.MAX_DELIVERIES
+            return Failed(MaxDeliveriesError(deliveries=deliveries, most=limit))
+        if not delivery.is_batched:
+            delivery.turn = turn_of(delivery, deliveries, limit, self.slots)
+        return None
 
     def _resolve_ack_type(self, delivery: Delivery) -> None:
         delivery.ack_type = self._get_ack_time(delivery.message)

@@ -76,10 +76,13 @@ class BatchRun:
                 self._info = self._info_of(members)
             if number > 1:
                 await self._turn()
-            async with turn:
+            await self._runtime.turns.enter(turn)
+            try:
                 is_last = number == len(parts)
                 if not await self._run_together(members, is_last=is_last):
                     return
+            finally:
+                self._runtime.turns.leave(turn)
 
     async def _parts(self) -> Sequence[Part]:
         """Say which calls to make here, in order; the other ones are given away."""

@@ -1,7 +1,8 @@
 """What a process was running when it died, kept where its death does not take it.
 
 The main process of the worker command shares memory with each of its processes. They
-note the batch calls that they begin; after a death it reads what had not ended, and
+note the batch calls that they begin, and the calls of plain tasks whose messages are
+delivered a limited number of times; after a death it reads what had not ended, and
 notes that for all of its processes. A call costs one copy of its ids, and no system
 call. What is noted is of the last hour, on one machine: other machines know nothing.
 """
@@ -19,9 +20,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-#: Calls that a process can note at once, and the bytes of each: some 400 ids.
+#: Calls that a process can note at once: of batches, of some 400 ids, and of one
+#: message; and the bytes of each.
 _SLOTS: Final = 32
 _SLOT_SIZE: Final = 16 * 1024
+_SMALL_SLOTS: Final = 1000
+_SMALL_SLOT_SIZE: Final = 256
 #: Bytes for all deaths that are remembered.
 _DEATHS_SIZE: Final = 256 * 1024
 #: Seconds after which a death says nothing of what is delivered again.
@@ -35,7 +39,7 @@ _NUMBERS: Final = struct.Struct("II")
 
 
 class Call(NamedTuple):
-    """A batch call that has begun.
+    """A call that has begun, of a batch or of a plain task.
 
     :ivar task_name: the name of its task.
     :ivar ids: those of its messages.
@@ -43,6 +47,16 @@ class Call(NamedTuple):
 
     task_name: str
     ids: Sequence[str]
+
+
+def together(calls: Sequence[Call]) -> list[Call]:
+    """Put calls of one message together by their task, of which there may be many."""
+    alone: dict[str, list[str]] = {}
+    for call in calls:
+        if len(call.ids) == 1:
+            alone.setdefault(call.task_name, []).extend(call.ids)
+    others = [call for call in calls if len(call.ids) != 1]
+    return [*others, *(Call(name, ids) for name, ids in alone.items())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +78,9 @@ class RunningCalls:
     """
 
     def __init__(self) -> None:
-        size = _NUMBER.size + _SLOTS * _SLOT_SIZE
-        self._memory: Any = RawArray(c_char, size)
+        self._memory: Any = RawArray(c_char, _offset(_SLOTS + _SMALL_SLOTS))
         self._free = list(range(_SLOTS))
+        self._small = list(range(_SLOTS, _SLOTS + _SMALL_SLOTS))
         self._left_out = 0
 
     def begin(self, task_name: str, ids: Sequence[str]) -> int | None:
@@ -75,11 +89,12 @@ class RunningCalls:
         :returns: what `end` is to be given.
         """
         told = _BETWEEN.join((task_name, *ids)).encode("utf-8", "surrogatepass")
-        is_small = len(told) <= _SLOT_SIZE - _NUMBER.size
-        if not (self._free and is_small and told.count(b"\0") == len(ids)):
+        size = len(told) + _NUMBER.size
+        free = self._small if size <= _SMALL_SLOT_SIZE and self._small else self._free
+        if not free or size > _SLOT_SIZE or told.count(b"\0") != len(ids):
             self._leave_out(1)
             return None
-        slot = self._free.pop()
+        slot = free.pop()
         offset = _offset(slot)
         memmove(addressof(self._memory) + offset + _NUMBER.size, told, len(told))
         # Last: who dies before has not begun the call.
@@ -92,7 +107,7 @@ class RunningCalls:
             self._leave_out(-1)
             return
         _NUMBER.pack_into(self._memory, _offset(slot), 0)
-        self._free.append(slot)
+        (self._free if slot < _SLOTS else self._small).append(slot)
 
     def _leave_out(self, more: int) -> None:
         self._left_out += more
@@ -103,7 +118,7 @@ class RunningCalls:
         if _NUMBER.unpack_from(self._memory, 0)[0]:
             return None
         calls: list[Call] = []
-        for slot in range(_SLOTS):
+        for slot in range(_SLOTS + _SMALL_SLOTS):
             offset = _offset(slot)
             [length] = _NUMBER.unpack_from(self._memory, offset)
             if length:
@@ -115,7 +130,8 @@ class RunningCalls:
 
 
 def _offset(slot: int) -> int:
-    return _NUMBER.size + slot * _SLOT_SIZE
+    large = min(slot, _SLOTS)
+    return _NUMBER.size + large * _SLOT_SIZE + (slot - large) * _SMALL_SLOT_SIZE
 
 
 class Deaths:

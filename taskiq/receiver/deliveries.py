@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from taskiq.acks import AckableMessage
 from taskiq.capabilities import deliveries_of, equip, resolve
 from taskiq.receiver import suspects
 from taskiq.receiver.casualties import shared
 from taskiq.receiver.containment import attempt, contain
+from taskiq.receiver.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractAsyncContextManager
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.receiver.delivery import Delivery
@@ -23,15 +22,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger("taskiq.receiver.receiver")
 
 
+#: Calls at once of a worker without a limit.
+_MANY: Final = 128
+#: How often to look for news of a death, and seconds between two looks.
+_LOOKS: Final = 20
+_PAUSE: Final = 0.05
+
+
 class Part(NamedTuple):
     """Messages of a batch that share a call.
 
     :ivar members: the messages.
-    :ivar turn: to be had while they run.
+    :ivar turn: what they may run beside, `None` for anything.
     """
 
     members: Sequence[Delivery]
-    turn: AbstractAsyncContextManager[None] = nullcontext()
+    turn: Turn | None = None
 
 
 class Deliveries:
@@ -42,7 +48,6 @@ class Deliveries:
 
     def __init__(self, broker: AsyncBroker) -> None:
         self._broker = broker
-        self._turns = asyncio.Lock()
 
     @staticmethod
     def of(broker: AsyncBroker) -> Deliveries | None:
@@ -73,22 +78,16 @@ class Deliveries:
         found = suspects.parts(counts, size, limit)
         for indexes, _ in found:
             if len(indexes) == 1 and counts[indexes[0]] > 1:
-                logger.warning(
-                    "Runs alone, as it was delivered %d times: a process may have "
-                    "died of %s.",
-                    told[indexes[0]],
-                    members[indexes[0]],
-                )
-        return [
-            [
-                Part(
-                    [members[index] for index in part.indexes],
-                    self._turns if part.is_exclusive else nullcontext(),
-                )
-                for part in run
-            ]
-            for run in suspects.runs(found)
-        ]
+                _log_alone(told[indexes[0]], members[indexes[0]])
+
+        def made(part: suspects.Part) -> Part:
+            own = [members[index] for index in part.indexes]
+            if not part.is_exclusive:
+                return Part(own)
+            last = limit is not None and counts[part.indexes[0]] >= limit
+            return Part(own, Turn(1, is_alone=last and _has_died(own[0])))
+
+        return [[made(part) for part in run] for run in suspects.runs(found)]
 
     async def _count(self, member: Delivery) -> int:
         """Count one message; what cannot be counted was delivered once."""
@@ -106,13 +105,61 @@ class Deliveries:
 def counted(delivery: Delivery, deliveries: int) -> int:
     """Count deliveries of a message in which it may have run.
 
-    They are fewer than all where it is known what ran in processes that died: that of
-    batches is.
+    They are fewer than all where it is known what ran in processes that died.
 
     :param deliveries: all of them.
     """
     own = shared()
-    if own is None or deliveries <= 1 or not delivery.is_batched:
+    if own is None or deliveries <= 1:
         return deliveries
     deaths = own.deaths.recent()
     return suspects.counted(deliveries, delivery.message.task_id, deaths)
+
+
+def turn_of(
+    delivery: Delivery, deliveries: int, limit: int, slots: int | None
+) -> Turn | None:
+    """Say what a message of a plain task may run beside, if it is a suspect.
+
+    :param deliveries: all of them.
+    :param limit: `max_deliveries` of its task.
+    :param slots: how many calls run at once, `None` for any number.
+    """
+    if not _has_died(delivery):
+        return None
+    turn = suspects.turn_of(counted(delivery, deliveries), slots or _MANY, limit)
+    if turn.is_alone:
+        _log_alone(deliveries, delivery)
+    return turn
+
+
+def _has_died(delivery: Delivery) -> bool:
+    own = shared()
+    if own is None:
+        return False
+    return suspects.has_died(delivery.message.task_id, own.deaths.recent())
+
+
+def _log_alone(deliveries: int, delivery: Delivery) -> None:
+    logger.warning(
+        "Runs alone, as it was delivered %d times: a process may have died of %s.",
+        deliveries,
+        delivery,
+    )
+
+
+async def hear_of_deaths(deliveries: int) -> None:
+    """Wait a moment for news of deaths, before a message is judged by how many it saw.
+
+    A broker may deliver again what a process held before its main process knows that it
+    died.
+
+    :param deliveries: of that message.
+    """
+    own = shared()
+    if own is None:
+        return
+    for _ in range(_LOOKS):
+        if len(own.deaths.recent()) >= deliveries - 1:
+            return
+        await asyncio.sleep(_PAUSE)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from taskiq.receiver.batcher import Batch, Group
     from taskiq.receiver.placing import Rest, Same
     from taskiq.receiver.prepared import PreparedTask
+    from taskiq.receiver.turns import Turn
     from taskiq.result import TaskiqResult
 
 # By name: on Python 3.11 a member costs as much as a call each time it is asked for.
@@ -59,6 +60,7 @@ class Delivery(Holder):
     :ivar reason: why it failed, if it does.
     :ivar ending: how it ends, if it failed and is not simply acknowledged.
     :ivar unique: the key that it holds, and the token; `None` if it holds none.
+    :ivar turn: what it may run beside, where its plain task may kill the process.
     :ivar fingerprint: equal for deliveries of the same bytes; `None` where nobody
         delivers again what is not acknowledged.
 
@@ -108,6 +110,7 @@ class Delivery(Holder):
         "task",
         "task_id",
         "timeout",
+        "turn",
         "twins",
         "unique",
         "weight",
@@ -149,6 +152,7 @@ class Delivery(Holder):
         self.reason = _ERROR
         self.ending: Ending | None = None
         self.unique: tuple[str, str] | None = None
+        self.turn: Turn | None = None
         self.context: contextvars.Context | None = None
         self.fingerprint: int | None = None
         self.twins: Sequence[Delivery] = ()

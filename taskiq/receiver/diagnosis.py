@@ -270,29 +270,40 @@ class SlotWatch:
 
     :param slots: the execution slots, with nothing taken; `None` for any number.
     :param is_call: whether who asks is a call of this worker.
+    :param on_wait: called when a call begins to wait.
+    :ivar most: how many slots there are, `None` for any number.
     """
 
     def __init__(
         self,
         slots: asyncio.Semaphore | None,
         is_call: Callable[[], bool],
+        on_wait: Callable[[], object],
     ) -> None:
         self._slots = slots
         self._is_call = is_call
-        self._most = 0 if slots is None else slots._value  # noqa: SLF001 - nothing public tells
+        self._on_wait = on_wait
+        self.most = None if slots is None else slots._value  # noqa: SLF001 - nothing public tells
         self._waiting = 0
         self._is_warned = False
 
     def entered(self, what: str) -> bool:
         """Note that a result is waited for; warn once if nothing can run any more."""
-        if self._slots is None or not self._is_call():
+        if not self._is_call():
             return False
         self._waiting += 1
-        if self._waiting >= self._most and self._slots.locked() and not self._is_warned:
+        self._on_wait()
+        if (
+            self.most is not None
+            and self._waiting >= self.most
+            and self._slots is not None
+            and self._slots.locked()
+            and not self._is_warned
+        ):
             self._is_warned = True
-            is_one = self._most == 1
+            is_one = self.most == 1
             held = "The only execution slot" if is_one else "All execution slots"
-            count = "" if is_one else f" for {self._most} calls at once"
+            count = "" if is_one else f" for {self.most} calls at once"
             logger.warning(
                 "%s of this process%s %s held by calls that wait for results: what "
                 "they wait for, such as %s, cannot run here until one of them ends. "
@@ -304,6 +315,11 @@ class SlotWatch:
                 what,
             )
         return True
+
+    @property
+    def is_any(self) -> bool:
+        """Whether a call waits for a result."""
+        return self._waiting > 0
 
     def left(self) -> None:
         """Note that a call waits no more."""

@@ -19,6 +19,7 @@ from taskiq.receiver.aborting import Aborting, abort, log_aborted
 from taskiq.receiver.admission import Admission
 from taskiq.receiver.batch_run import BatchRun
 from taskiq.receiver.batcher import Batcher
+from taskiq.receiver.casualties import shared
 from taskiq.receiver.chunks import Chunks
 from taskiq.receiver.containment import attempt
 from taskiq.receiver.deliveries import Deliveries
@@ -36,6 +37,7 @@ from taskiq.receiver.pacing import Pacing
 from taskiq.receiver.settlement import Settlement
 from taskiq.receiver.states import BatchState, Holder, MessageState, Unit
 from taskiq.receiver.tasks import Tasks, subject_of, work_for
+from taskiq.receiver.turns import Turns
 from taskiq.receiver.unique_keys import UniqueKeys
 from taskiq.waiting import wait_watches
 
@@ -118,8 +120,11 @@ class Runtime:
         self._paced: asyncio.Future[None] | None = None
         # Waits for capacity while a batch is due; there is none when none is.
         self._starter: asyncio.Task[Any] | None = None
+        # Which calls may begin beside one that may kill this process.
+        self.turns = Turns(self.clock, lambda: self._slots.is_any)
         # Looks after calls that wait for results while this is listening.
-        self._slots = SlotWatch(receiver.sem, self._is_call)
+        self._slots = SlotWatch(receiver.sem, self._is_call, self.turns.look)
+        self.admission.slots = self._slots.most
         # How many wait until nothing is held; what arrives meanwhile is flushed.
         self._drains = 0
         # Those of them that are messages or batches: they do not wait for one another.
@@ -183,17 +188,40 @@ class Runtime:
                 delivery.leave()
                 return
             else:
-                delivery.move(_RUNNING)
-                delivery.result = result = await self.receiver.run_task(
-                    target=delivery.function,
-                    message=delivery.message,
-                    ack_controller=delivery.controller,
-                )
-                delivery.is_error_told = True
-                if result.is_err and isinstance(result.error, TaskAbortedError):
-                    abort(delivery)
+                await self._call(delivery)
             delivery.move(_SETTLING)
             await self.settlement.settle(delivery, raise_err=raise_err)
+
+    async def _call(self, delivery: Delivery) -> None:
+        """Call the function of a plain task, when that may begin.
+
+        Of messages that are delivered a limited number of times it is noted where the
+        main process sees it, should this one die.
+        """
+        turn, turns = delivery.turn, self.turns
+        has_waited = await turns.enter(turn)
+        task, message = delivery.task, delivery.message
+        own = shared() if task is not None and task.is_limited else None
+        noted = own and own.running.begin(message.task_name, (message.task_id,))
+        try:
+            if has_waited and self.aborting is not None:
+                failed = await self.aborting.before(delivery)
+                if failed is not None:
+                    self.refuse(delivery, failed)
+                    return
+            delivery.move(_RUNNING)
+            delivery.result = result = await self.receiver.run_task(
+                target=delivery.function,
+                message=message,
+                ack_controller=delivery.controller,
+            )
+        finally:
+            if own is not None:
+                own.running.end(noted)
+            turns.leave(turn)
+        delivery.is_error_told = True
+        if result.is_err and isinstance(result.error, TaskAbortedError):
+            abort(delivery)
 
     def refuse(self, delivery: Delivery, failed: Failed) -> None:
         """Give a message what kept it from running for its result."""

@@ -14,6 +14,11 @@ what was running (`taskiq.receiver.casualties`), a delivery that ended with the 
 a process in which the message was not running does not count: it is no suspect, and is
 not dead for `max_deliveries` either.
 
+A message of a plain task is in no batch that could be parted. Of those with
+`max_deliveries` it is known, too, what ran in a process that died, and such run ever
+fewer at once, until each is alone in its process at its last delivery. So are those of
+batches that ran in a process that died.
+
 Whatever has died twice, or is delivered for the last time, runs one call after another
 in a process, so that the next death says more. What has died once does not: mostly its
 process was killed by somebody, and hundreds of messages are to run again as soon as
@@ -29,6 +34,8 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from taskiq.receiver.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,6 +72,21 @@ def counted(deliveries: int, task_id: str, deaths: Sequence[Death]) -> int:
     waited = sum(each.ids is not None and task_id not in each.ids for each in deaths)
     died = len(deaths) - waited
     return max(deliveries - min(waited, _MOST_EXCUSED), died + 1)
+
+
+def has_died(task_id: str, deaths: Sequence[Death]) -> bool:
+    """Whether it is known of a message that a process died while it ran there."""
+    return any(each.ids is not None and task_id in each.ids for each in deaths)
+
+
+def turn_of(deliveries: int, size: int, limit: int) -> Turn:
+    """Say what a message of a plain task may run beside that ran when a process died.
+
+    :param deliveries: in how many it may have run, this one included.
+    :param size: how many calls run at once, otherwise.
+    :param limit: `max_deliveries` of its task.
+    """
+    return Turn(most_together(deliveries, size, limit), deliveries >= limit)
 
 
 def most_together(deliveries: int, size: int, limit: int | None = None) -> int:

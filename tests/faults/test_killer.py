@@ -22,7 +22,7 @@ from tests.support.environments import CHECKOUT
 from .lines import URLS, Line, Settings, remove, unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Iterator
     from pathlib import Path
 
 #: Seconds that a busy machine may need.
@@ -37,16 +37,22 @@ def line(request: pytest.FixtureRequest) -> Line:
     return line
 
 
-async def test_one_in_a_thousand_kills_its_process(
-    line: Line,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It is dead at its limit; all others have results; the log names it."""
+@pytest.fixture
+def settings(line: Line) -> Iterator[Settings]:
     settings = settings_of(line)
+    yield settings
+    asyncio.run(remove(settings))
+
+
+@pytest.fixture
+def app(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv(*next(iter(settings.to_environment().items())))
     monkeypatch.delitem(sys.modules, "tests.faults.killer_app", raising=False)
-    app = importlib.import_module("tests.faults.killer_app")
+    return importlib.import_module("tests.faults.killer_app")
+
+
+async def test_one_in_a_thousand_kills_its_process(app: Any, tmp_path: Path) -> None:
+    """It is dead at its limit; all others have results; the log names it."""
     log = tmp_path / "worker.log"
     await app.broker.startup()
     try:
@@ -56,7 +62,6 @@ async def test_one_in_a_thousand_kills_its_process(
             letter = await only_letter(app.broker)
     finally:
         await app.broker.shutdown()
-        await remove(settings)
     killer = handles[app.KILLER].task_id
     own = results.pop(app.KILLER)
     assert own.is_err
@@ -70,6 +75,29 @@ async def test_one_in_a_thousand_kills_its_process(
         "was running 1 message of task" in each and killer in each for each in lines
     )
     assert any("Dead letter" in each and killer in each for each in lines)
+
+
+async def test_one_plain_message_kills_the_process_of_others_that_are_not_dead_for_it(
+    app: Any, tmp_path: Path
+) -> None:
+    """All of them run beside it, again and again, until it is alone."""
+    log = tmp_path / "worker.log"
+    await app.broker.startup()
+    try:
+        handles = await app.triple.kiq_many(range(30))
+        async with working(log, "2"):
+            results = await gather_results(handles, timeout=PATIENCE)
+            letter = await only_letter(app.broker)
+    finally:
+        await app.broker.shutdown()
+    killer = handles[app.PLAIN_KILLER].task_id
+    assert [number for number, each in enumerate(results) if each.is_err] == [
+        app.PLAIN_KILLER
+    ]
+    assert (letter.task_id, letter.reason) == (killer, "max_deliveries")
+    told = log.read_text()
+    assert told.count("ended: exit code 9") == app.PLAIN_DELIVERIES
+    assert "was running 1 message of task" in told
 
 
 def settings_of(line: Line) -> Settings:
@@ -89,11 +117,11 @@ def settings_of(line: Line) -> Settings:
 
 
 @asynccontextmanager
-async def working(log: Path) -> AsyncGenerator[None]:
+async def working(log: Path, workers: str = "1") -> AsyncGenerator[None]:
     with log.open("wb") as output:
         worker = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "taskiq", "worker"),
-            *("tests.faults.killer_app:broker", "--workers", "1"),
+            *("tests.faults.killer_app:broker", "--workers", workers),
             cwd=CHECKOUT,
             env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
             stdout=output,

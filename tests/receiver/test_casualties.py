@@ -55,13 +55,15 @@ def test_what_a_process_was_running_is_read_after_its_death(method: str) -> None
 
 def test_more_than_there_is_room_for_is_not_known_until_it_has_ended() -> None:
     running = RunningCalls()
-    begun = [running.begin("t", [str(each)]) for each in range(100)]
-    assert running.read() is None
-    for each in begun[:99]:
-        running.end(each)
-    assert running.read() is None
-    running.end(begun[99])
-    assert running.read() == []
+    many = ["x" * 300, "y"]
+    for count, ids in ((2000, ["1"]), (100, many)):
+        begun = [running.begin("t", ids) for each in range(count)]
+        assert running.read() is None
+        for each in begun[:-1]:
+            running.end(each)
+        assert running.read() is None
+        running.end(begun[-1])
+        assert running.read() == []
     large = running.begin("t", ["x" * 20_000])
     assert running.read() is None
     running.end(large)
@@ -70,6 +72,15 @@ def test_more_than_there_is_room_for_is_not_known_until_it_has_ended() -> None:
     assert running.read() is None
     running.end(odd)
     assert running.read() == []
+
+
+def test_calls_of_one_message_are_told_together() -> None:
+    calls = [Call("p", ["1"]), FIRST, Call("p", ["2"]), Call("q", ["3"])]
+    assert casualties.together(calls) == [
+        FIRST,
+        Call("p", ["1", "2"]),
+        Call("q", ["3"]),
+    ]
 
 
 def _reader(deaths: Deaths, clock: Clock) -> Deaths:
@@ -176,19 +187,51 @@ async def test_what_only_waited_in_dead_processes_is_no_suspect(own: Shared) -> 
     assert results.results["3"].is_err
 
 
-async def test_a_task_that_is_no_batch_is_counted_as_its_broker_does(
+async def test_the_same_of_a_plain_task_whose_suspects_run_ever_fewer_at_once(
     own: Shared,
 ) -> None:
-    """Nobody notes what those run."""
-    for _ in range(5):
-        own.deaths.note([])
+    """1 only waited, 0 and 2 ran once and five times: 3 is over, with or without."""
+    for number in range(5):
+        ids = ["3", "2"] if number < 4 else ["3", "0"]
+        own.deaths.note([Call("double", [each]) for each in ids])
     broker = Redelivering()
+    running: list[int] = []
+    most: list[list[int]] = []
 
     @broker.task("double", max_deliveries=5)
     async def double(number: int) -> None:
-        raise AssertionError(number)
+        running.append(number)
+        most.append(sorted(running))
+        noted = {each for call in own.running.read() or () for each in call.ids}
+        assert {str(each) for each in running} <= noted
+        for _ in range(20):
+            await asyncio.sleep(0)
+        running.remove(number)
 
     await Receiver(broker, run_startup=False).listen(asyncio.Event())
+    assert own.running.read() == []
+    assert [2] in most
+    assert max(most, key=len) == [0, 1]
     results: Any = broker.result_backend
-    told = {str(each.error) for each in results.results.values()}
-    assert told == {"The message was delivered 6 times, 5 are allowed"}
+    errors = {
+        key: str(each.error) for key, each in results.results.items() if each.error
+    }
+    assert errors == {"3": "The message was delivered 6 times, 5 are allowed"}
+
+
+async def test_news_of_a_death_is_waited_for_where_it_may_excuse(own: Shared) -> None:
+    """RabbitMQ delivers again before the main process has noted who died."""
+    broker = Redelivering()
+
+    @broker.task("double", max_deliveries=5)
+    async def double(number: int) -> int:
+        return number
+
+    def note() -> None:
+        for _ in range(5):
+            own.deaths.note([])
+
+    asyncio.get_running_loop().call_later(0.2, note)
+    await Receiver(broker, run_startup=False).listen(asyncio.Event())
+    results: Any = broker.result_backend
+    assert [each.return_value for each in results.results.values()] == [0, 1, 2, 3]

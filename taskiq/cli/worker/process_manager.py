@@ -33,7 +33,13 @@ from taskiq.cli.worker.supervisor import (
     Supervisor,
 )
 from taskiq.outage import messages
-from taskiq.receiver.casualties import Deaths, RunningCalls, Shared, share
+from taskiq.receiver.casualties import (
+    Deaths,
+    RunningCalls,
+    Shared,
+    share,
+    together,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -345,7 +351,7 @@ class ProcessManager:
         calls = running.read()
         if self._deaths is not None and not is_told:
             self._deaths.note(calls)
-        for call in calls or ():
+        for call in together(calls or ()):
             shown = ", ".join(call.ids[:_MOST_NAMED])
             more = len(call.ids) - _MOST_NAMED
             logger.warning(
