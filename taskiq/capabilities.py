@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Capabilities",
+    "better_import",
     "delay_label",
     "deliveries_of",
     "equip",
@@ -89,6 +90,24 @@ def resolve(broker: AsyncBroker) -> Capabilities:
     own = getattr(broker, "message_capabilities", ())
     found.update(dict.fromkeys(own, f"{kind.__module__}.{kind.__qualname__}"))
     return Capabilities(**found)
+
+
+def better_import(broker: AsyncBroker) -> str | None:
+    """Say which import to change, for a broker whose adapter can do more.
+
+    :returns: `None` if there is none, or the broker is of it.
+    """
+    if any(each.__module__.startswith(_ADAPTERS) for each in type(broker).__mro__):
+        return None
+    for each in type(broker).__mro__:
+        package, name = each.__module__.partition(".")[0], each.__name__
+        if (package, name) in _ADAPTED:
+            origin, adapter = _ADAPTED[package, name]
+            return (
+                f"with `from {_ADAPTERS}{adapter} import {name}` "
+                f"in place of `from {origin} import {name}`"
+            )
+    return None
 
 
 def equip(
@@ -221,6 +240,16 @@ _NATS: Final = _Client(
     _fill_nats,
     frozenset({"nack", "delayed_nack", "reject", "extend", "deliveries"}),
 )
+
+_ADAPTERS: Final = "taskiq.adapters."
+#: Brokers of plugins whose adapters can do more with messages, by package and name:
+#: where they are imported from, and the module of the adapter.
+_ADAPTED: Final = {
+    ("taskiq_redis", "RedisStreamBroker"): ("taskiq_redis", "redis"),
+    ("taskiq_redis", "RedisStreamClusterBroker"): ("taskiq_redis", "redis"),
+    ("taskiq_redis", "RedisStreamSentinelBroker"): ("taskiq_redis", "redis"),
+    ("taskiq_pg", "AsyncpgBroker"): ("taskiq_pg.asyncpg", "postgres"),
+}
 
 #: Plugins whose brokers read a delay as an int.
 _WHOLE_SECONDS: Final = frozenset({"taskiq_pg"})

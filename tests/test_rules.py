@@ -39,3 +39,16 @@ def test_each_file_of_tests_of_batches_is_named() -> None:
     named = {file for tests in rows().values() for file, _ in tests}
     there = {f"batching/{file.name}" for file in TESTS.glob("batching/test_*.py")}
     assert there - named == set()
+
+
+def test_each_promise_is_a_rule_word_for_word_and_made_once() -> None:
+    page = (PAGE.parent / "guide" / "batching" / "guarantees.md").read_text("utf-8")
+    [section] = re.findall(r"## What is promised\n\n(.*?)\n\n", page, re.DOTALL)
+    promises = re.findall(
+        r"^\d+\. .*?(?=^\d+\. |\Z)", section, re.DOTALL | re.MULTILINE
+    )
+    plain = [
+        re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(p.split())) for p in promises
+    ]
+    assert len(set(plain)) == len(plain) > 5
+    assert [rule for rule in rows() if re.match(r"\d+\. ", rule)] == plain

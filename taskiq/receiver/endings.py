@@ -13,7 +13,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from taskiq.acks import AckableMessage, AcknowledgeType
-from taskiq.capabilities import delay_label, deliveries_of, equip, resolve
+from taskiq.capabilities import (
+    better_import,
+    delay_label,
+    deliveries_of,
+    equip,
+    resolve,
+)
 from taskiq.context import with_wire_labels
 from taskiq.dead_letters import DeadLetter, store_of
 from taskiq.dead_letters.origin import origin_of
@@ -355,9 +361,11 @@ def log_policies(broker: AsyncBroker) -> None:
         logger.info("Dead letters go to %s.", store.queue)
     limited = sorted(name for name, each in policies.items() if each.max_deliveries)
     if limited and resolve(broker).deliveries is None:
+        better = better_import(broker)
         logger.warning(
             "%s does not count deliveries: max_deliveries of %s counts only those "
-            "after a nack.",
+            "after a nack%s.",
             type(broker).__name__,
             ", ".join(limited),
+            "" if better is None else f". It counts {better}",
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskiq.acks import AcknowledgeType, parse_acknowledge_type
 from taskiq.batch import BatcherStatistics
-from taskiq.capabilities import resolve
+from taskiq.capabilities import better_import, resolve
 from taskiq.context import Context
 from taskiq.outcome import Failed
 from taskiq.receiver.containment import attempt
@@ -231,7 +231,9 @@ class Receiver:
 
     def _log_start(self) -> None:
         logger.info("Listening started.")
-        logger.info("The broker, with its messages, %s.", resolve(self.broker))
+        better = better_import(self.broker)
+        hint = "" if better is None else f". It can more {better}"
+        logger.info("The broker, with its messages, %s%s.", resolve(self.broker), hint)
         log_policies(self.broker)
         log_batch_tasks(self.broker, None if self.sem is None else self.sem_prefetch)
 

@@ -7,7 +7,12 @@ from taskiq.abc.serializer import TaskiqSerializer
 
 
 class PickleSerializer(TaskiqSerializer):
-    """Pickle; only for bytes that nobody else can write, as loading runs code."""
+    """Pickle; only for bytes that nobody else can write, as loading runs code.
+
+    What JSON can hold is JSON data before it comes here, as with every serializer: a
+    set or a tuple arrives as a list, NaN as `None`, a datetime as text, unless the
+    annotation of the argument casts it back. Objects of your own are pickled.
+    """
 
     def dumpb(self, value: Any) -> bytes:
         """Serialise a value.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import re
 from typing import Any
 from uuid import uuid4
 
@@ -10,18 +12,21 @@ import pytest
 from nats.js.api import ConsumerConfig
 from taskiq_aio_pika import AioPikaBroker
 from taskiq_nats import PullBasedJetStreamBroker
+from taskiq_pg.asyncpg import AsyncpgBroker as PluginsAsyncpgBroker
 from taskiq_redis import (
     ListQueueBroker,
     RedisStreamBroker,
     RedisStreamSentinelBroker,
 )
 
+from taskiq import AsyncBroker
 from taskiq.adapters import nats as adapted_nats
 from taskiq.adapters import redis as adapted_redis
 from taskiq.adapters.postgres import AsyncpgBroker
 from taskiq.advice import advise, settings_of
 from taskiq.api import run_receiver_task
 from taskiq.batch import BatchConfig
+from taskiq.receiver import Receiver
 
 from .servers import NATS, RABBITMQ, REDIS
 
@@ -131,3 +136,42 @@ async def test_a_few_messages_of_jetstream_wait_for_a_full_request_without_a_tim
         await asyncio.wait([worker])
         await broker.js.delete_stream(name)
         await broker.shutdown()
+
+
+class OwnStreamBroker(RedisStreamBroker):
+    """Of an application."""
+
+
+@pytest.mark.parametrize(
+    ("broker", "line"),
+    [
+        (RedisStreamBroker(REDIS.url), ("taskiq.adapters.redis", "taskiq_redis")),
+        (OwnStreamBroker(REDIS.url), ("taskiq.adapters.redis", "taskiq_redis")),
+        (PluginsAsyncpgBroker(), ("taskiq.adapters.postgres", "taskiq_pg.asyncpg")),
+        (adapted_redis.RedisStreamBroker(REDIS.url), None),
+        (AsyncpgBroker(), None),
+        (ListQueueBroker(REDIS.url), None),
+        (AioPikaBroker(RABBITMQ.url), None),
+    ],
+    ids=lambda each: type(each).__qualname__,
+)
+def test_the_import_to_change_is_named_and_works(
+    broker: AsyncBroker,
+    line: tuple[str, str] | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At the start, and where `max_deliveries` counts less than it seems to."""
+    broker.register_task(print, "limited", max_deliveries=3)
+    caplog.set_level("INFO")
+    Receiver(broker)._log_start()
+    told = [each for each in caplog.messages if " in place of " in each]
+    assert len(told) == (0 if line is None else 2)
+    for text in told:
+        assert line is not None
+        new, old = re.findall(r"`from ([a-z_.]+) import \w+`", text)
+        name = re.findall(r"import (\w+)`", text)[0]
+        assert (new, old) == line
+        assert issubclass(
+            getattr(importlib.import_module(new), name),
+            getattr(importlib.import_module(old), name),
+        )
