@@ -199,7 +199,7 @@ class Runtime:
         main process sees it, should this one die.
         """
         turn, turns = delivery.turn, self.turns
-        has_waited = await turns.enter(turn)
+        has_waited = not turns.begin(turn) and await turns.enter(turn)
         task, message = delivery.task, delivery.message
         own = shared() if task is not None and task.is_limited else None
         noted = own and own.running.begin(message.task_name, (message.task_id,))

@@ -96,15 +96,25 @@ class Turns:
 
     :param clock: for those that have to wait long.
     :param is_open: whether a call that runs waits for a result.
+    :ivar is_asked: whether a call that is of no suspect may have to wait.
     """
 
     def __init__(self, clock: Clock, is_open: Callable[[], bool]) -> None:
         self.gate = Gate()
-        # Whether a call that is of no suspect may have to wait.
-        self._is_asked = False
+        self.is_asked = False
         self._clock = clock
         self._is_open = is_open
         self._waiting: list[_Waiter] = []
+
+    def begin(self, turn: Turn | None) -> bool:
+        """Let a call begin that need not wait, as those of no suspect mostly; or not.
+
+        It has to `leave` then.
+        """
+        if turn is not None or self.is_asked:
+            return False
+        self.gate.calls += 1
+        return True
 
     async def enter(self, turn: Turn | None) -> bool:
         """Wait until a call may begin. It has to `leave` then.
@@ -112,8 +122,7 @@ class Turns:
         :param turn: of a suspect; `None` for any other call.
         :returns: whether it may have waited for others.
         """
-        if turn is None and not self._is_asked:
-            self.gate.calls += 1
+        if self.begin(turn):
             return False
         waiter = _Waiter(turn, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
@@ -142,8 +151,11 @@ class Turns:
 
     def leave(self, turn: Turn | None) -> None:
         """Let a call have ended, and others begin."""
-        self.gate.end(turn)
-        if self._waiting:
+        if turn is None:
+            self.gate.calls -= 1
+        else:
+            self.gate.end(turn)
+        if self.is_asked or self._waiting:
             self.look()
 
     def look(self) -> None:
@@ -161,7 +173,7 @@ class Turns:
             else:
                 left.append(waiter)
         self._waiting = left
-        self._is_asked = self.gate.is_one_alone or any(
+        self.is_asked = self.gate.is_one_alone or any(
             each.turn is not None and each.turn.is_alone for each in left
         )
 

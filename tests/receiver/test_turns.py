@@ -201,6 +201,10 @@ async def test_one_that_is_to_be_alone_waits_for_those_before_and_not_behind_it(
     await bench.end("alone")
     assert bench.running == ["b"]
     await bench.end("b")
+    await bench.call("last", ALONE)
+    assert bench.turns.is_asked
+    await bench.end("last")
+    assert not bench.turns.is_asked
     assert bench.clock.armed == 0
     assert bench.turns.gate.calls == 0
 
