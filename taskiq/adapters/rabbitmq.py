@@ -72,6 +72,11 @@ _NEEDED: Final = frozenset(
 _WAY: Final = ("exchange", "routing_key", "mandatory", "immediate")
 #: Bytes of a routing key, at most. What is longer the channel refuses by itself.
 _LONGEST_KEY: Final = 255
+#: Milliseconds that a message may wait, at most: ten years. More, or less than none, is
+#: what the server closes the channel for, with all that is under way on it.
+_LONGEST_WAIT: Final = 315_360_000_000
+#: What is around the content of each frame.
+_EMPTY_FRAME: Final = marshal(ContentBody(b""), 0)
 
 
 class AioPikaBroker(plugin.AioPikaBroker):
@@ -185,6 +190,43 @@ async def _publish_together(channel: Any) -> None:
         underlay.basic_publish = _Publishes(underlay).basic_publish
 
 
+def _refuse(properties: Any, size: int, most: int) -> None:
+    """Refuse a message that the server closes a channel or the connection for.
+
+    :param size: bytes of the frame with the properties.
+    :param most: bytes that a frame carries at most; less than 0 is no limit.
+    :raises ValueError: all others that are under way would fail with it.
+    """
+    carried = size - len(_EMPTY_FRAME)
+    if 0 < most < carried:
+        raise ValueError(
+            f"the labels of a message are sent in one frame of {most} bytes at most, "
+            f"got {carried}",
+        )
+    wait = properties.expiration
+    if wait is not None and not 0 <= int(wait) <= _LONGEST_WAIT:
+        raise ValueError(f"a message cannot be delayed by {wait} ms")
+
+
+class _Confirmation(asyncio.Future[Any]):
+    """What became of a message; told once more, or too late, it says nothing.
+
+    The channel tells of a message that comes back though its sender has just been
+    cancelled. An error there would end what reads the channel, and all others wait
+    for ever.
+    """
+
+    def set_result(self, result: Any, /) -> None:
+        """Take it, if somebody still waits for it."""
+        if not self.done():
+            super().set_result(result)
+
+    def set_exception(self, exception: type | BaseException, /) -> None:
+        """Take it, if somebody still waits for it."""
+        if not self.done():
+            super().set_exception(exception)
+
+
 class _Publish:
     """One message on its way.
 
@@ -199,7 +241,7 @@ class _Publish:
         self.frames = frames
         self.id = message_id
         self.tag = 0
-        self.confirmed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.confirmed = _Confirmation(loop=asyncio.get_running_loop())
 
     def size(self) -> int:
         """Give the bytes of it."""
@@ -271,16 +313,21 @@ class _Publishes:
         return confirmed
 
     def _frames(self, way: tuple[Any, ...], properties: Any, body: bytes) -> bytes:
-        number, most = self._channel.number, self._channel.max_content_size
+        number = self._channel.number
+        # A server may set no limit, which is 0 less what is around each frame.
+        most = max(self._channel.max_content_size, 0) or max(len(body), 1)
         made_of, method = self._method
         if made_of != way:  # most messages go the same way as the one before
             publish = commands.Basic.Publish(**dict(zip(_WAY, way, strict=True)))
             method = marshal(publish, number)
             self._method = (way, method)
-        header = ContentHeader(properties=properties, body_size=len(body))
+        header = marshal(
+            ContentHeader(properties=properties, body_size=len(body)), number
+        )
+        _refuse(properties, len(header), self._channel.max_content_size)
         pieces = (body[begin : begin + most] for begin in range(0, len(body), most))
         bodies = [marshal(ContentBody(piece), number) for piece in pieces]
-        return b"".join([method, marshal(header, number), *bodies])
+        return b"".join([method, header, *bodies])
 
     async def _write(self, publishes: Sequence[_Publish]) -> list[None]:
         async with self._channel.lock:
@@ -315,8 +362,7 @@ class _Publishes:
         """Nothing more is confirmed: the channel was closed, or its connection lost."""
         reason = None if closing.cancelled() else closing.exception()
         for publish in self._open:
-            if not publish.confirmed.done():
-                publish.confirmed.set_exception(_as_error(reason))
+            publish.confirmed.set_exception(_as_error(reason))
 
 
 # -- Acknowledging --------------------------------------------------------------------

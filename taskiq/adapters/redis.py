@@ -583,6 +583,17 @@ def _entries(messages: Iterable[AckableMessage]) -> list[tuple[Any, Any]]:
     return [(each.stream, each.id) for each in own]
 
 
+def _streams_of(replies: Any) -> Iterable[tuple[Any, Any]]:
+    """Give the names and entries of streams that were read.
+
+    By version 3 of the protocol they are a mapping, with lists of lists of entries.
+    """
+    pairs: Iterable[tuple[Any, Any]] = replies
+    if isinstance(replies, dict):
+        pairs = ((stream, chain(*lists)) for stream, lists in replies.items())
+    return pairs
+
+
 def _data_of(entries: Iterable[tuple[Any, Any]]) -> Iterable[tuple[Any, bytes]]:
     """Give the ids and bytes of entries as the client reads them.
 
@@ -646,10 +657,9 @@ class _New:
             block=longest if longest_wait > 0 else None,
             count=broker.count,
         )
-        streams = replies.items() if isinstance(replies, dict) else replies
         return [
             message
-            for stream, entries in streams
+            for stream, entries in _streams_of(replies)
             for message in broker._messages(stream, _data_of(entries))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
         ]
 

@@ -407,9 +407,10 @@ async def test_streams_are_cut_as_the_plugin_cuts_them(
 
 
 @pytest.mark.usefixtures("redis")
+@pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("rights", ["+@all", "+@all -eval"])
 async def test_a_backlog_of_streams_is_read_as_it_was_sent(
-    rights: str, monkeypatch: pytest.MonkeyPatch
+    rights: str, protocol: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a script, if it may run one; what is no message is one without bytes."""
     name = f"taskiq-adapters-{uuid.uuid4().hex[:12]}"
@@ -434,7 +435,7 @@ async def test_a_backlog_of_streams_is_read_as_it_was_sent(
             broker = lines.redis_stream(
                 name,
                 adapted_redis,
-                url,
+                f"{url}?protocol={protocol}",
                 xread_count=10,
                 additional_streams={other: ">"},
             )

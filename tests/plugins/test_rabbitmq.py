@@ -298,8 +298,12 @@ async def test_what_the_server_refuses_fails_alone(name: str) -> None:
         ({"what": object()}, "Unknown type"),
         ({"what": 2**70}, "Unsupported numeric value"),
         ({"queue_name": "x" * 300}, "Routing key too long"),
+        # For these the server would close the channel, or the connection.
+        ({"delay": 10**9}, "cannot be delayed"),
+        ({"delay": -5}, "cannot be delayed"),
+        ({"what": "x" * 200_000}, "labels of a message are sent in one frame"),
     ],
-    ids=["label", "number", "key"],
+    ids=["label", "number", "key", "long", "past", "frame"],
 )
 async def test_what_cannot_be_sent_fails_alone(
     name: str, labels: dict[str, Any], reason: str
@@ -396,6 +400,30 @@ async def test_a_sender_that_is_cancelled_harms_no_other(name: str, turns: int) 
     stored = set(map(int, await bodies(name)))
     assert stored >= {*range(1, 50, 2), *range(50, 100)}
     assert {n for n in range(0, 50, 2) if outcomes[n] is None} <= stored
+
+
+async def test_a_sender_that_is_cancelled_while_its_message_returns_harms_no_other(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of who reads the channel would let all others wait for ever."""
+    async with started(made(name)) as broker:
+        channel = await publishing_channel(broker)
+        cast("Any", broker).with_queue(taskiq_aio_pika.Queue(name=f"{name}-delay"))
+        sender = asyncio.create_task(broker.kick(message(1, queue_name="none")))
+        read = channel._read_content
+
+        async def read_and_cancel(*args: Any) -> Any:
+            returned = await read(*args)
+            sender.cancel()
+            return returned
+
+        monkeypatch.setattr(channel, "_read_content", read_and_cancel)
+        await asyncio.wait([sender])
+        assert sender.cancelled()
+        sending = broker.kick(message(2, queue_name=f"{name}-queue"))
+        await asyncio.wait_for(sending, HANG)
+        assert await publishing_channel(broker) is channel
+    assert await bodies(name) == [b"2"]
 
 
 async def test_sending_many_can_be_cancelled(name: str) -> None:
