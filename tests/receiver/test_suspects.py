@@ -273,3 +273,31 @@ async def test_a_worker_calls_suspects_apart_and_settles_call_by_call(
         4,
     ]
     assert "Runs alone, as it was delivered 4 times" in caplog.text
+
+
+async def test_the_items_of_a_chunk_that_came_twice_are_parted_like_messages() -> None:
+    broker = Redelivering()
+    calls: list[list[int]] = []
+
+    @broker.task("double", batch=True, batch_size=8, batch_timeout=60)
+    async def double(numbers: list[int]) -> list[int]:
+        calls.append(numbers)
+        return [2 * number for number in numbers]
+
+    sent: list[bytes] = []
+
+    async def keep(message: Any) -> None:
+        sent.append(message.message)
+
+    async def listen() -> AsyncGenerator[AckableMessage, None]:
+        for deliveries in (2, 1):
+            data, ack = sent[0], (lambda: None)
+            yield AckableMessage(data=data, ack=ack, deliveries=deliveries)
+
+    broker.kick = keep  # type: ignore[method-assign]
+    handle = await double.kiq_chunk(range(6))
+    broker.listen = listen  # type: ignore[method-assign,assignment]
+    await Receiver(broker, run_startup=False).listen(asyncio.Event())
+    assert sorted(calls) == [[0, 1], [0, 1, 2, 3], [2, 3, 4, 5], [4, 5]]
+    items = (await handle.get_result()).return_value
+    assert [each.return_value for each in items] == [0, 2, 4, 6, 8, 10]
