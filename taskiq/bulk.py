@@ -82,13 +82,14 @@ async def run_bounded(
                 # It did so itself, or nothing is left to do.
                 outcomes[number] = _failed_by(exc)
 
+    loop = asyncio.get_running_loop()
     workers: list[asyncio.Task[None]] = []
     try:
         for begun in range(min(at_once, len(items))):
             if begun and begun % _BEGUN_AT_ONCE == 0:
                 # What the first ones have begun goes on while the others begin.
                 await asyncio.sleep(0)
-            workers.append(asyncio.create_task(work()))
+            workers.append(loop.create_task(work()))
         if workers:
             await asyncio.wait(workers)
     finally:

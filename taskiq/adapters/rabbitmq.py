@@ -61,6 +61,7 @@ _NEEDED: Final = frozenset(
         "connection",
         "delivery_tag",
         "lock",
+        "loop",
         "max_content_size",
         "message_id_delivery_tag",
         "number",
@@ -143,9 +144,10 @@ async def _put(channel: Any, payload: bytes) -> asyncio.Future[None]:
     :returns: done when they are written, and the connection takes more.
     :raises ChannelInvalidStateError: the channel was closed.
     """
-    # It takes leave of it before the channel knows itself that the server has closed
-    # it. A frame for a channel that is closed would cost the connection.
-    if channel.connection.channels.get(channel.number) is not channel:
+    # The connection takes leave of it before the channel knows that the server has
+    # closed it. A frame for a channel that is closed would cost the connection.
+    is_there = channel.connection.channels.get(channel.number) is channel
+    if channel.is_closed or not is_there:
         raise ChannelInvalidStateError(f"{channel!r} closed")
     written: asyncio.Future[None] = channel.create_future()
     frame: Any = aiormq.abc.ChannelFrame(
@@ -185,7 +187,8 @@ def _as_error(reason: BaseException | None) -> Exception:
 
 async def _publish_together(channel: Any) -> None:
     """Let a channel of aio-pika write many messages at once."""
-    underlay: Any = await channel.get_underlay_channel()
+    ask: Any = getattr(channel, "get_underlay_channel", None)  # not in 9.0
+    underlay: Any = None if ask is None else await ask()
     if _is_known(underlay) and underlay.publisher_confirms:
         underlay.basic_publish = _Publishes(underlay).basic_publish
 
@@ -237,11 +240,13 @@ class _Publish:
 
     __slots__ = ("confirmed", "frames", "id", "tag")
 
-    def __init__(self, frames: bytes, message_id: str) -> None:
+    def __init__(
+        self, frames: bytes, message_id: str, confirmed: asyncio.Future[Any]
+    ) -> None:
         self.frames = frames
         self.id = message_id
+        self.confirmed = confirmed
         self.tag = 0
-        self.confirmed = _Confirmation(loop=asyncio.get_running_loop())
 
     def size(self) -> int:
         """Give the bytes of it."""
@@ -302,15 +307,16 @@ class _Publishes:
             properties.message_id = UUID(int=getrandbits(128), version=4).hex
         # Who cannot be sent fails here, alone.
         frames = self._frames(way, properties, body)
-        publish = _Publish(frames, properties.message_id)
+        confirmed = _Confirmation(loop=self._channel.loop)
+        publish = _Publish(frames, properties.message_id, confirmed)
         try:
             await self._group.submit(publish)
-            confirmed: Any = await publish.confirmed
+            reply: Any = await confirmed
         finally:
             self._end(publish)
-        if isinstance(confirmed, aiormq.abc.DeliveredMessage):
-            raise PublishError(confirmed, cast("Any", confirmed.delivery))
-        return confirmed
+        if isinstance(reply, aiormq.abc.DeliveredMessage):
+            raise PublishError(reply, cast("Any", reply.delivery))
+        return reply
 
     def _frames(self, way: tuple[Any, ...], properties: Any, body: bytes) -> bytes:
         number = self._channel.number

@@ -13,7 +13,11 @@ import aio_pika
 import aiormq
 import pytest
 import taskiq_aio_pika
-from aio_pika.exceptions import DeliveryError, PublishError
+from aio_pika.exceptions import (
+    ChannelInvalidStateError,
+    DeliveryError,
+    PublishError,
+)
 
 from taskiq import AckableMessage, AsyncBroker, SendManyError
 from taskiq.adapters import rabbitmq as adapted
@@ -343,7 +347,8 @@ async def test_a_cut_fails_what_is_under_way_and_the_next_are_sent_together(
         single = [asyncio.create_task(broker.kick(each)) for each in MESSAGES]
         await asyncio.sleep(0)
         proxy.cut()
-        outcomes = await asyncio.gather(*single, return_exceptions=True)
+        await asyncio.wait(single, timeout=HANG)
+        outcomes = [each.exception() for each in single]
         assert all(each is None or isinstance(each, Exception) for each in outcomes)
         assert any(outcomes)
 
@@ -365,7 +370,7 @@ async def test_a_channel_that_the_server_closes_fails_what_is_under_way(
     async with started(made(name)) as broker:
         async with channel_of_mine() as channel:
             await channel.exchange_delete(f"{name}-exchange")
-        outcomes = await broker.kick_many(MESSAGES)
+        outcomes = await asyncio.wait_for(broker.kick_many(MESSAGES), HANG)
         assert all(isinstance(each, Exception) for each in outcomes)
         assert "NOT_FOUND" in str(outcomes[0])
 
@@ -395,8 +400,7 @@ async def test_a_sender_that_is_cancelled_harms_no_other(name: str, turns: int) 
         outcomes = await asyncio.gather(*senders, return_exceptions=True)
         assert outcomes[1::2] == [None] * 25
         assert await broker.kick_many(MESSAGES[50:100]) == [None] * 50
-        assert not channel.confirmations
-        assert not channel.message_id_delivery_tag
+        assert_nothing_is_kept(channel)
     stored = set(map(int, await bodies(name)))
     assert stored >= {*range(1, 50, 2), *range(50, 100)}
     assert {n for n in range(0, 50, 2) if outcomes[n] is None} <= stored
@@ -426,6 +430,25 @@ async def test_a_sender_that_is_cancelled_while_its_message_returns_harms_no_oth
     assert await bodies(name) == [b"2"]
 
 
+async def test_a_sender_that_is_cancelled_while_its_message_leaves(name: str) -> None:
+    async with started(made(name)) as broker:
+        channel = await publishing_channel(broker)
+        async with channel.lock:
+            senders = [asyncio.create_task(broker.kick(each)) for each in MESSAGES[:2]]
+            await asyncio.sleep(0)
+            for each in senders:
+                each.cancel()
+        await asyncio.wait(senders)
+        assert await broker.kick_many(MESSAGES[:10]) == [None] * 10
+        assert_nothing_is_kept(channel)
+
+
+def assert_nothing_is_kept(channel: Any) -> None:
+    assert not channel.confirmations
+    assert not channel.message_id_delivery_tag
+    assert not channel.basic_publish.__self__._open
+
+
 async def test_sending_many_can_be_cancelled(name: str) -> None:
     async with started(made(name)) as broker:
         sending = asyncio.create_task(broker.kick_many(MESSAGES))
@@ -453,6 +476,28 @@ async def test_what_is_acknowledged_already_is_said_for_it_alone(name: str) -> N
         ]
         await listener.aclose()
     assert await bodies(name) == []
+
+
+async def test_nothing_is_written_for_a_channel_that_the_server_has_closed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection knows it sooner than the channel."""
+    async with started(made(name), reads=True) as broker:
+        await broker.kick_many(MESSAGES[:2])
+        listener = broker.listen()
+        received = await receive(listener, 2)
+        channel = await broker.read_channel.get_underlay_channel()
+        writes = Writes(channel, monkeypatch)
+        monkeypatch.delitem(channel.connection.channels, channel.number)
+        group = received[0].ack_group
+        assert group is not None
+        assert "closed" in str((await group.ack(received[:1]))[0])
+        with pytest.raises(ChannelInvalidStateError, match="closed"):
+            await cast("Any", received[1].ack)()
+        assert len(writes) == 0
+        monkeypatch.undo()
+        await listener.aclose()
+    assert await bodies(name) == [b"0", b"1"]
 
 
 async def test_what_was_received_before_a_cut_is_not_acknowledged(
