@@ -296,7 +296,7 @@ async def test_the_items_of_a_chunk_that_came_twice_are_parted_like_messages() -
 
     broker.kick = keep  # type: ignore[method-assign]
     handle = await double.kiq_chunk(range(6))
-    broker.listen = listen  # type: ignore[method-assign,assignment]
+    broker.listen = listen  # type: ignore[method-assign]
     await Receiver(broker, run_startup=False).listen(asyncio.Event())
     assert sorted(calls) == [[0, 1], [0, 1, 2, 3], [2, 3, 4, 5], [4, 5]]
     items = (await handle.get_result()).return_value
