@@ -701,22 +701,57 @@ def test_who_gives_up_one_more_call_leaves_no_alarm(seconds: float) -> None:
     offering.assert_nothing_is_left()
 
 
+class ToldPace(Pace):
+    """A pace that somebody else counts, too."""
+
+    def __init__(self, owner: object, rate: str, changed: Callable[[], object]) -> None:
+        super().__init__(rate)
+        self.owner, self.changed = owner, changed
+        self.wanted: list[tuple[float, int]] = []
+
+    def want(self, now: float, count: int) -> None:
+        self.wanted.append((now, count))
+
+
+def told_pace() -> tuple[MakePace, list[ToldPace]]:
+    """Give what makes such paces, and those that it has made."""
+    made: list[ToldPace] = []
+
+    def make(*told: Any) -> AnyPace:
+        made.append(ToldPace(*told))
+        return made[-1]
+
+    return make, made
+
+
 def test_what_a_store_says_of_a_task_that_waits_for_nothing_changes_nothing() -> None:
-    told: list[Callable[[], object]] = []
-
-    def make_pace(_: object, rate: str, changed: Callable[[], object]) -> AnyPace:
-        told.append(changed)
-        return Pace(rate)
-
+    make_pace, paces = told_pace()
     offering = Offering(size=1, rate="1/s", make_pace=make_pace)
     offering.offer("a")
-    [changed] = told
-    changed()  # it may start already
+    [pace] = paces
+    pace.changed()  # it may start already
     assert offering.left() == [("a", FlushReason.SIZE)]
     wakes = offering.wakes
-    changed()  # nothing is held
+    pace.changed()  # nothing is held
     assert offering.wakes == wakes
     offering.assert_nothing_is_left()
+
+
+def test_what_a_store_says_is_the_moment_that_a_call_waits_for() -> None:
+    make_pace, paces = told_pace()
+    offering = Offering(size=1, rate="1/m", make_pace=make_pace)
+    offering.offer("abc")
+    offering.take()
+    offering.clock.advance(1)
+    [pace] = paces
+    assert pace.owner == "task"
+    pace.wanted.clear()
+    pace.next_at = 3
+    pace.changed()
+    assert pace.wanted == [(1, 2)]
+    assert offering.take_nothing()
+    offering.clock.advance(2)
+    assert offering.batcher.is_ready
 
 
 # -- Priorities ---------------------------------------------------------------------
@@ -908,6 +943,7 @@ def test_abandoning_gives_back_who_is_in_no_call_and_disarms() -> None:
         letter.leave()
     assert offering.clock.armed == 0
     assert offering.batcher.take() is None
+    assert list(running.lane.groups.values()) == [[running.group]]
     offering.finish(running)
     offering.assert_nothing_is_left()
 
@@ -969,6 +1005,17 @@ def test_a_group_lives_exactly_while_a_member_of_it_waits() -> None:
     assert offering.member("d", group="outside").group is outside
     assert offering.withdraw("c")
     assert list(groups.values()) == [[inside]]
+
+
+def test_a_group_lives_no_longer_for_those_who_have_waited() -> None:
+    offering = Offering(size=1, max_buffered=2)
+    offering.offer("a", group="stays")
+    running = offering.take()
+    offering.offer("b", group="inside")
+    offering.offer("c", group="outside")
+    assert offering.batcher.statistics().waiting == 1
+    assert [members for members, _ in offering.left()] == ["b", "c"]
+    assert list(running.lane.groups.values()) == [[running.group]]
 
 
 class Alike(str):
@@ -1817,6 +1864,27 @@ def test_the_batcher_does_what_a_plain_model_does() -> None:
             deadline=None,
         ),
     )
+
+
+def test_the_largest_batch_that_takes_more_is_known_of_each_task() -> None:
+    bench = Offering(size=3)
+    assert bench.batcher.most_open("task") == 0
+    bench.offer("abc", group="full")
+    assert bench.batcher.most_open("task") == 0
+    bench.offer("d", group="one")
+    bench.offer("ef", group="two")
+    bench.offer("g", owner="other")
+    assert bench.batcher.most_open("task") == 2
+    assert bench.batcher.most_open("other") == 1
+
+
+def test_the_oldest_batch_that_waits_is_that_of_any_task() -> None:
+    bench = Offering(timeout=10)
+    bench.offer("a")
+    bench.clock.advance(3)
+    bench.offer("b", owner="other")
+    bench.clock.advance(1)
+    assert bench.batcher.longest_wait() == 4
 
 
 def test_the_oldest_batch_that_waits_is_known_whatever_it_waits_for() -> None:

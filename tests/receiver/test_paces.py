@@ -132,6 +132,7 @@ def test_a_call_costs_one_round_trip_at_most(kind: str, rate: str, most: int) ->
     run_virtual(main())
     assert len(fleet.starts) == 40
     assert sum(request.turns for request in fleet.store.requests) == 40
+    assert {request.task_name for request in fleet.store.requests} == {"limited"}
     assert max(request.turns for request in fleet.store.requests) == most
     assert most * interval_of(rate) <= max(HORIZON, interval_of(rate)) + 1e-9
 
@@ -170,7 +171,9 @@ def test_without_its_store_each_process_keeps_the_rate_and_says_so_once(
     back = PATIENCE + 60 + RETRY_AFTER + PATIENCE + 1
     assert fleet.within(back, back + 60) == pytest.approx(120, rel=0.05)
     said = [each.getMessage() for each in caplog.records if "across" in each.message]
-    assert len([each for each in said if each.startswith("Cannot count")]) == 2
+    why = "no answer within 2 s" if trouble == "hangs" else "nobody is there"
+    cannot = "Cannot count the calls of task limited across processes: "
+    assert len([each for each in said if each.startswith(cannot) and why in each]) == 2
     assert len([each for each in said if each.endswith("again.")]) == 4
     assert len(fleet.starts) == 600
 
@@ -223,6 +226,25 @@ def test_a_worker_that_stops_gives_its_turn_back_if_it_can(
     run_virtual(main())
     moments = [moment for moment, _ in next_one.starts]
     assert moments == pytest.approx([next_at], abs=0.1)
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_who_listens_again_waits_for_no_answer_of_the_time_before(kind: str) -> None:
+    fleet = Fleet(kind, "1/m", count=1, wait_tasks_timeout=0)
+    fleet.store.hangs = True
+
+    async def main() -> None:
+        await fleet.send(1)
+        await fleet.run(0.5)
+        fleet.store.hangs = False
+        [worker] = fleet.workers
+        worker.finish.clear()
+        await fleet.send(1)
+        await fleet.run(1)
+
+    run_virtual(main())
+    assert len(fleet.store.requests) == 2
+    assert [moment for moment, _ in fleet.starts] == pytest.approx([0.5], abs=0.01)
 
 
 @pytest.mark.parametrize("kind", _KINDS)
@@ -296,6 +318,56 @@ class Desk:
     def _ask(self, _: SharedPace, request: Request) -> Callable[[], object]:
         self.asked.append(request)
         return lambda: self.ended.append(request)
+
+
+def test_a_turn_that_passed_while_somebody_waited_is_used_late() -> None:
+    """As when all slots are taken when it comes."""
+    desk = Desk("1/s")
+    pace = desk.pace
+    pace.want(0, 1)
+    pace.answered(0, desk.asked[0], Turns(5, ""))
+    pace.want(7, 1)
+    assert pace.is_due(7)
+    assert len(desk.asked) == 1
+    pace.start(7)
+    assert pace.give_back() is None
+
+
+def test_the_store_is_told_of_a_call_that_had_no_turn() -> None:
+    desk = Desk("1/s")
+    pace = desk.pace
+    pace.start(3)
+    pace.want(4, 1)
+    assert desk.asked == [Request("task", 1, 1, started=1)]
+
+
+def test_a_store_that_failed_is_left_alone_for_a_while() -> None:
+    desk = Desk("1/s")
+    pace = desk.pace
+    pace.want(0, 1)
+    pace.failed(0, desk.asked[0], OSError("away"))
+    pace.want(RETRY_AFTER - 0.1, 1)
+    assert len(desk.asked) == 1
+    pace.want(RETRY_AFTER + 0.1, 1)
+    assert len(desk.asked) == 2
+
+
+@pytest.mark.parametrize(("wait", "is_kept"), [(0.5, True), (0.4, False)])
+def test_of_a_store_that_is_back_no_turn_is_sooner_than_the_pace_of_before(
+    wait: float,
+    is_kept: bool,
+) -> None:
+    """It knew nothing of the call that started meanwhile."""
+    desk = Desk("1/s")
+    pace = desk.pace
+    pace.want(0, 1)
+    pace.failed(0, desk.asked[0], OSError("away"))
+    pace.want(RETRY_AFTER + 1, 1)
+    pace.start(RETRY_AFTER + 1)
+    pace.answered(RETRY_AFTER + 1.5, desk.asked[1], Turns(wait, ""))
+    pace.want(RETRY_AFTER + 2, 1)
+    assert pace.is_due(RETRY_AFTER + 2) is is_kept
+    assert len(desk.asked) == (2 if is_kept else 3)
 
 
 def test_a_turn_that_passed_while_nobody_waited_is_used_by_nobody() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import functools
+from typing import Any, cast
 
 import pytest
 
 from taskiq import InMemoryBroker
 from taskiq.acks import AckableMessage
 from taskiq.exceptions import TaskiqRateError
-from taskiq.rates import SHARE
+from taskiq.rates import SHARE, Pace
 from taskiq.receiver import Receiver
+from taskiq.receiver.pacing import Pacing
+from taskiq.receiver.states import MessageState
 from taskiq.testing import ManualClock
 from tests.support.virtual_time import run_virtual, virtual
 from tests.support.worker import Worker
@@ -329,3 +332,69 @@ def test_a_task_that_is_registered_again_keeps_its_rate_and_sends_no_label() -> 
     again = other.register_task(first)
     assert first.rate == again.rate == "2/s"
     assert "rate" not in again.labels
+
+
+# -- The line of a task, by itself ----------------------------------------------------
+
+
+class Restful(Pace):
+    """Counts how often it was told that nobody waits."""
+
+    rests = 0
+
+    def rest(self) -> None:
+        self.rests += 1
+
+
+class Line:
+    """Messages of one task, by a clock that is moved by hand.
+
+    :ivar called: those whose turn it was.
+    """
+
+    rate = "1/h"
+
+    def __init__(self) -> None:
+        self.clock, self.pace = ManualClock(), Restful(self.rate)
+        self.pacing = Pacing(self.clock, lambda *_: self.pace)
+        self.called: list[Message] = []
+
+    def enter(self, count: int) -> list[Message]:
+        messages = [Message(self) for _ in range(count)]
+        for each in messages:
+            go = functools.partial(self.called.append, each)
+            self.pacing.enter(cast("Any", each), go, is_held=True)
+        return messages
+
+
+class Message:
+    """What the line of its task knows of a message."""
+
+    def __init__(self, task: Line) -> None:
+        self.task = task
+        self.state = MessageState.ADMITTING
+
+    def steps_aside(self) -> None:
+        self.state = MessageState.PACED
+
+
+def test_beyond_those_that_may_wait_the_first_steps_aside_in_each_second() -> None:
+    line = Line()
+    first, *_ = line.enter(1 + SHARE)
+    assert line.called == [first]
+    others = line.enter(3)
+    for count in range(4):
+        states = [each.state is MessageState.PACED for each in others]
+        assert states == [number < count for number in range(3)]
+        line.clock.advance(1)
+    assert line.clock.armed == 0  # who was called has not started
+
+
+def test_the_rate_is_told_when_nobody_waits_for_it_any_more() -> None:
+    line = Line()
+    first, second = line.enter(2)
+    line.pacing.started(cast("Any", first))
+    assert line.pace.rests == 0
+    line.pacing.leave(cast("Any", second))
+    assert line.pace.rests == 1
+    assert line.clock.armed == 0
