@@ -600,13 +600,18 @@ def _data_of(entries: Iterable[tuple[Any, Any]]) -> Iterable[tuple[Any, bytes]]:
     An entry without `data` is nobody's message: it has no bytes, and cannot be read.
     """
     return (
-        (entry_id, fields.get(b"data", b""))
+        (entry_id, _as_bytes(fields.get(b"data", fields.get("data", b""))))
         for entry_id, fields in entries
         if fields  # else it was deleted, by MAXLEN for one
     )
 
 
-def _unpacked(sizes: bytes, data: bytes) -> Iterable[tuple[bytes, bytes]]:
+def _as_bytes(text: str | bytes) -> bytes:
+    """Give what was sent, also by a client that is made to decode what it reads."""
+    return text.encode() if isinstance(text, str) else text
+
+
+def _unpacked(sizes: Any, data: bytes) -> Iterable[tuple[Any, bytes]]:
     """Give the ids and bytes of entries that `_READ_PACKED` has packed."""
     words, start = iter(sizes.split()), 0
     for entry_id, size in zip(words, words, strict=True):
@@ -677,7 +682,7 @@ class _New:
         return [
             message
             for stream, sizes, data in zip(packed, packed, packed, strict=True)
-            for message in broker._messages(stream, _unpacked(sizes, data))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
+            for message in broker._messages(stream, _unpacked(sizes, _as_bytes(data)))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
         ]
 
 

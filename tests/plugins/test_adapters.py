@@ -463,6 +463,24 @@ async def test_a_backlog_of_streams_is_read_as_it_was_sent(
     assert (sum(sizes) < 20) == ("-" not in rights)
 
 
+@pytest.mark.usefixtures("redis")
+async def test_streams_are_read_by_a_client_that_decodes() -> None:
+    name = f"taskiq-adapters-{uuid.uuid4().hex[:12]}"
+    sent = [f"{number} é".encode() for number in range(30)]
+    broker = lines.redis_stream(
+        name, adapted_redis, xread_count=4, decode_responses=True
+    )
+    try:
+        async with started(broker):
+            await broker.kick_many([message(0, data=data) for data in sent])
+            listener = broker.listen()
+            received = await receive(listener, 30)
+            await listener.aclose()
+        assert [each.data for each in received] == sent
+    finally:
+        await asyncio.to_thread(REDIS.remove, name)
+
+
 # -- What goes wrong -------------------------------------------------------------------
 
 
