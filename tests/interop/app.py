@@ -1,7 +1,7 @@
 """The tasks, and a broker for them; runs unchanged on both packages.
 
 Environment variables choose the broker: `TASKIQ_INTEROP_LINE` carries the messages
-(`redis`, `adapted-redis` or `rabbitmq`), `TASKIQ_INTEROP_SERIALIZER` is a key of
+(of `tests.interop.lines`), `TASKIQ_INTEROP_SERIALIZER` is a key of
 `SERIALIZERS`, `TASKIQ_INTEROP_NAME` begins the names of all queues, streams and keys,
 and `TASKIQ_INTEROP_REDIS` and `TASKIQ_INTEROP_RABBITMQ` are the URLs of the servers.
 """
@@ -16,8 +16,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, TypeAlias
 
+import taskiq_aio_pika
 import taskiq_redis
-from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
 
 from taskiq import (
     AsyncBroker,
@@ -61,34 +61,37 @@ def make_broker() -> AsyncBroker:
     name = os.environ["TASKIQ_INTEROP_NAME"]
     redis = os.environ["TASKIQ_INTEROP_REDIS"]
     serializer = SERIALIZERS[os.environ["TASKIQ_INTEROP_SERIALIZER"]]()
-    plugin = redis_plugin()
+    line = os.environ["TASKIQ_INTEROP_LINE"]
+    plugin = own_or(taskiq_redis, "adapted-redis", "taskiq.adapters.redis")
     results = plugin.RedisAsyncResultBackend(
         redis, prefix_str=name, result_ex_time=EXPIRY, serializer=serializer
     )
     made: AsyncBroker = plugin.RedisStreamBroker(
         redis, queue_name=f"{name}-stream", consumer_group_name=f"{name}-group"
     ).with_middlewares(SimpleRetryMiddleware())
-    if os.environ["TASKIQ_INTEROP_LINE"] == "rabbitmq":
+    if line.endswith("rabbitmq"):
         made = rabbitmq_broker(os.environ["TASKIQ_INTEROP_RABBITMQ"], name)
     return made.with_result_backend(results).with_serializer(serializer)
 
 
-def redis_plugin() -> Any:
-    """Give the plugin, or its adapter if that is asked for and there is one."""
-    if SIDE == "ours" and os.environ["TASKIQ_INTEROP_LINE"] == "adapted-redis":
-        return import_module("taskiq.adapters.redis")
-    return taskiq_redis
+def own_or(plugin: Any, line: str, adapter: str) -> Any:
+    """Give a plugin, or its adapter if that is asked for and there is one."""
+    if SIDE == "ours" and os.environ["TASKIQ_INTEROP_LINE"] == line:
+        return import_module(adapter)
+    return plugin
 
 
 def rabbitmq_broker(url: str, name: str) -> AsyncBroker:
     """The broker that can delay a message, so its retries are the smart ones."""
-    return AioPikaBroker(
+    plugin = own_or(taskiq_aio_pika, "adapted-rabbitmq", "taskiq.adapters.rabbitmq")
+    made: AsyncBroker = plugin.AioPikaBroker(
         url,
-        exchange=Exchange(name=f"{name}-exchange"),
-        task_queues=[Queue(name=f"{name}-queue")],
-        dead_letter_queue=Queue(name=f"{name}-dead"),
-        delay_queue=Queue(name=f"{name}-delay"),
+        exchange=plugin.Exchange(name=f"{name}-exchange"),
+        task_queues=[plugin.Queue(name=f"{name}-queue")],
+        dead_letter_queue=plugin.Queue(name=f"{name}-dead"),
+        delay_queue=plugin.Queue(name=f"{name}-delay"),
     ).with_middlewares(SmartRetryMiddleware())
+    return made
 
 
 broker = make_broker()

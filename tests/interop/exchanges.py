@@ -37,7 +37,7 @@ class Pairing:
 
 _SERIALIZERS = ("json", "orjson", "msgpack", "cbor", "pickle")
 _LINES: tuple[Line, ...] = ("redis", "rabbitmq")
-_ADAPTED: tuple[Line, ...] = ("adapted-redis",)
+_ADAPTED: tuple[Line, ...] = ("adapted-redis", "adapted-rabbitmq")
 _SPOKEN: list[tuple[Line, str]] = [
     *((line, serializer) for line in _LINES for serializer in _SERIALIZERS),
     *((line, "json") for line in _ADAPTED),

@@ -11,8 +11,8 @@ import aio_pika
 from redis import Redis
 from redis.exceptions import RedisError
 
-#: On the adapted one our side uses the adapter of the plugin that the other side has.
-Line: TypeAlias = Literal["redis", "rabbitmq", "adapted-redis"]
+#: On an adapted one our side uses the adapter of the plugin that the other side has.
+Line: TypeAlias = Literal["redis", "rabbitmq", "adapted-redis", "adapted-rabbitmq"]
 
 REDIS = os.environ.get("TASKIQ_TEST_REDIS_URL") or "redis://127.0.0.1:6379"
 RABBITMQ = (
@@ -34,7 +34,7 @@ def unavailable(line: Line) -> str | None:
     except RedisError as error:
         return f"Redis does not answer at {REDIS}: {error}"
     try:
-        if line == "rabbitmq":
+        if line.endswith("rabbitmq"):
             asyncio.run(_open_and_close())
     except OSError as error:
         return f"RabbitMQ does not answer at {RABBITMQ}: {error}"
@@ -43,7 +43,7 @@ def unavailable(line: Line) -> str | None:
 
 def unacknowledged(line: Line, name: str) -> int:
     """Count the messages of a stopped worker that it would be given again."""
-    if line == "rabbitmq":
+    if line.endswith("rabbitmq"):
         return asyncio.run(_count_messages(f"{name}-queue"))
     with Redis.from_url(REDIS, decode_responses=True) as redis:
         (group,) = redis.xinfo_groups(f"{name}-stream")
@@ -55,7 +55,7 @@ def remove(line: Line, name: str) -> None:
     with Redis.from_url(REDIS) as redis:
         for key in redis.scan_iter(f"*{name}*", count=1000):
             redis.delete(key)
-    if line == "rabbitmq":
+    if line.endswith("rabbitmq"):
         asyncio.run(delete_queues(name))
 
 
