@@ -61,3 +61,27 @@ need() {
         .venv/bin/pip install -q --group "$group"
     done
 }
+
+# Start the servers of the tests that are installed here and do not answer, as after a restart of the machine.
+# Tests of one that is not there are skipped, which is a failure with CI=true.
+start_servers() {
+    local port service attempt
+    while read -r port service; do
+        answers "$port" || [[ ! -x /etc/init.d/$service ]] || {
+            step "servers: $service does not answer at port $port, and is started"
+            service "$service" start || true
+            for ((attempt = 0; attempt < 60; attempt++)); do
+                answers "$port" && break
+                sleep 1
+            done
+        }
+    done <<'SERVERS'
+5672 rabbitmq-server
+6379 redis-server
+5432 postgresql
+SERVERS
+}
+
+answers() {
+    (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
+}
