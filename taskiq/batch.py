@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from pydantic import ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from taskiq.callables import (
+    BY_POSITION,
     function_name,
     is_coroutine_function,
     underlying_function,
@@ -494,7 +495,7 @@ def _check_function(
     wanted = "its first parameter must take the list of items, e.g. items: list[int]"
     if parameter is None:
         raise error(f"it has no parameter; {wanted}")
-    if parameter.kind not in _POSITIONAL:
+    if parameter.kind not in BY_POSITION:
         raise error(f"{parameter} is {parameter.kind.description}; {wanted}")
     hint = hints.get(parameter.name, inspect.Parameter.empty)
     if not _list_fits(hint):
@@ -503,11 +504,6 @@ def _check_function(
             f"{wanted}",
         )
 
-
-_POSITIONAL: Final = (
-    inspect.Parameter.POSITIONAL_ONLY,
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-)
 
 
 def _is_generator_function(function: Callable[..., Any]) -> bool:

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 #: name behind the task that took its place in the module.
 ORIGINAL_SUFFIX: Final = "__taskiq_original"
 
+#: Parameters that an argument without a name may go to.
+BY_POSITION: Final = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
+
 
 def underlying_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """Find what runs in the end: through partials and ``__call__``.

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from taskiq_dependencies.dependency import Dependency
 
 from taskiq.batch import item_type
-from taskiq.callables import ORIGINAL_SUFFIX, function_name, resolved_hints
+from taskiq.callables import (
+    BY_POSITION,
+    ORIGINAL_SUFFIX,
+    function_name,
+    resolved_hints,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -38,6 +44,7 @@ class SendCheck:
         self._first = next(iter(self._signature.parameters))
         first = self._signature.parameters[self._first]
         self._needs_item = first.default is first.empty and first.kind not in _MANY
+        self._most_by_position = _most_by_position(self._signature)
         self._element = item_type(hints.get(self._first, Any))
         self._adapter: TypeAdapter[Any] | None = None
 
@@ -47,13 +54,11 @@ class SendCheck:
         :raises TypeError: when they do not fit the function, have no item, or are a
             list of items in the place of one.
         """
-        try:
-            bound = self._signature.bind_partial(*args, **kwargs).arguments
-        except TypeError as exc:
-            raise self._misfit(str(exc)) from None
-        if self._needs_item and self._first not in bound:
-            raise self._misfit("the item is missing")
-        item: Any = bound.get(self._first)
+        # Binding costs as much as all else that is done to send a message.
+        if not kwargs and 0 < len(args) <= self._most_by_position:
+            item: Any = args[0]
+        else:
+            item = self._bound_item(args, kwargs)
         # Any other value is cast by the worker, as it says.
         if _is_list(item) and self._is_many(item):
             raise TypeError(
@@ -62,6 +67,15 @@ class SendCheck:
                 "worker makes the list. Send each item by itself, or all with "
                 f"{self._name}.kiq_many(items)",
             )
+
+    def _bound_item(self, args: _Args, kwargs: _Kwargs) -> Any:
+        try:
+            bound = self._signature.bind_partial(*args, **kwargs).arguments
+        except TypeError as exc:
+            raise self._misfit(str(exc)) from None
+        if self._needs_item and self._first not in bound:
+            raise self._misfit("the item is missing")
+        return bound.get(self._first)
 
     def check_items(self, items: list[Any], args: _Args, kwargs: _Kwargs) -> None:
         """Look at the arguments of one message with many items.
@@ -104,6 +118,14 @@ class SendCheck:
         except ValidationError:
             return False
         return True
+
+
+def _most_by_position(signature: inspect.Signature) -> float:
+    """Count the arguments that a function takes by position."""
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return math.inf
+    return sum(kind in BY_POSITION for kind in kinds)
 
 
 def call_here(

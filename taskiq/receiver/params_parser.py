@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
+from taskiq.callables import BY_POSITION
+
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping, MutableSequence
 
@@ -18,11 +20,6 @@ logger = logging.getLogger("taskiq.receiver.params_parser")
 
 #: A value of exactly this type is what its cast would give.
 _CAST_TO_THEMSELVES: Final = (bool, bytes, float, int, str)
-
-_POSITIONAL: Final = (
-    inspect.Parameter.POSITIONAL_ONLY,
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-)
 
 
 class Cast:
@@ -126,7 +123,7 @@ class ParameterCasts:
             cast = cast_for(parameter.name, type_hints)
             if cast is None:
                 continue
-            if parameter.kind in _POSITIONAL:
+            if parameter.kind in BY_POSITION:
                 cast.position = index
                 self._positional.append((index, cast))
             elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
