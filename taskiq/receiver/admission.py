@@ -55,10 +55,14 @@ class Admission:
         self._get_ack_time = receiver._get_ack_time  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         self._settlement = settlement
         self._leases = leases
+        self._hooks = hooks_of(receiver.broker)
 
     def read(self, delivery: Delivery) -> None:
         """Decode what a broker gave, and find its task."""
-        delivery.hooks = hooks_of(self._broker)
+        hooks = self._hooks
+        if hooks.middlewares != self._broker.middlewares:
+            hooks = self._hooks = hooks_of(self._broker)
+        delivery.hooks = hooks
         # What a broker gives is not checked by anybody: a formatter may want text.
         given: Any = delivery.raw
         # Asking a pydantic class is ten times slower than asking a built-in one.
@@ -95,10 +99,14 @@ class Admission:
         data: Any,
     ) -> AsyncTaskiqDecoratedTask[Any, Any] | None:
         decoded = self._broker.formatter.loads(message=data)
-        if decoded.labels_types:
+        # As a dict: to ask a pydantic model for each costs five times as much.
+        fields = decoded.__dict__
+        if fields["labels_types"]:
             decoded.parse_labels()
         delivery.message = decoded
-        return self._broker.find_task(decoded.task_name)
+        delivery.task_id = fields["task_id"]
+        delivery.name = name = fields["task_name"]
+        return self._broker.find_task(name)
 
     def _refuse(self, delivery: Delivery, data: Any, failed: Failed | None) -> None:
         """Say why nobody can run what was read.

@@ -206,7 +206,7 @@ class BatchCall:
         call = Call(
             first.task,
             first.function,
-            ([member.item for member in passed], *rest.args),
+            [[member.item for member in passed], *rest.args],
             rest.kwargs,
             context,
             first.timeout,

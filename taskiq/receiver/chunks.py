@@ -68,6 +68,7 @@ class ChunkItem(Delivery):
         self.chunk = chunk
         self.index = index
         self.message = message
+        self.name, self.task_id = whole.name, message.task_id
         self.is_batched = True
         self.task, self.function = whole.task, whole.function
         self.hooks, self.ack_type = whole.hooks, whole.ack_type
@@ -187,7 +188,7 @@ class Chunk:
     def result(self) -> TaskiqResult[Any]:
         """Make the result of all: it is a list of results, in the order of items."""
         value = Succeeded(self.results)
-        return result_of(value, as_stored(self._seconds), self.delivery.message)
+        return result_of(value, as_stored(self._seconds), self.delivery.message.labels)
 
     # -- Acknowledging by hand ---------------------------------------------------------
 

@@ -121,7 +121,7 @@ class Delivery(Holder):
     bound: Rest | None = None
 
     message: TaskiqMessage
-    # Of what it was, when it is over.
+    # Of the message as it came: what is left of it when it is over.
     name: str
     task_id: str
     controller: AckController
@@ -271,9 +271,7 @@ class Delivery(Holder):
         Tasks that its function has begun work for it, and may never end; and records of
         the log name it when they are written.
         """
-        message, nothing = self.message, cast("Any", None)
-        self.name, self.task_id = message.task_name, message.task_id
-        self.raw = self.message = self.result = nothing
+        self.raw = self.message = self.result = cast("Any", None)
 
     def __str__(self) -> str:
         if self.refusal is not None:

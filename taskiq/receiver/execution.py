@@ -79,7 +79,7 @@ class Call:
         self,
         task: PreparedTask,
         target: Callable[..., Any],
-        args: Sequence[Any],
+        args: list[Any],
         kwargs: dict[str, Any],
         context: Context,
         timeout: Any,
@@ -229,14 +229,18 @@ class Execution:
         """
         task, context, broker = call.task, call.context, self._broker
         if call.casts is not None:
-            call.casts.apply(context.message)
+            call.casts.apply(call.args, call.kwargs, task.name)
         shared = broker.custom_dependency_context
         shared[Context] = context
         shared[TaskiqState] = broker.state
         if task.dependencies is not None:
             call.dependencies = self._open_dependencies(call)
         elif call.timeout is None and task.is_async and call.target is task.function:
-            coroutine: Coroutine[Any, Any, Any] = call.target(*call.args, **call.kwargs)
+            args, kwargs = call.args, call.kwargs
+            # A call by name copies its dict.
+            coroutine: Coroutine[Any, Any, Any] = (
+                call.target(*args, **kwargs) if kwargs else call.target(*args)
+            )
             return coroutine
         return self._resolve_and_call(call)
 

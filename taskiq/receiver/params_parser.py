@@ -131,22 +131,22 @@ class ParameterCasts:
             elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 self._keyword.append(cast)
 
-    def apply(self, message: TaskiqMessage) -> None:
-        """Cast the arguments of `message` in place; what cannot be cast stays raw."""
-        args, kwargs = message.args, message.kwargs
+    def apply(self, args: list[Any], kwargs: dict[str, Any], task_name: str) -> None:
+        """Cast the arguments of a message in place; what cannot be cast stays raw."""
         given = len(args)
         for index, cast in self._positional:
             if index < given:
                 if args[index].__class__ is not cast.exact_type:
-                    _cast_in_place(cast, args, index, message)
+                    _cast_in_place(cast, args, index, task_name)
             elif cast.name in kwargs:
-                _cast_in_place(cast, kwargs, cast.name, message)
+                _cast_in_place(cast, kwargs, cast.name, task_name)
         if self._variadic is not None:
             for index in range(self._variadic_index, given):
-                _cast_in_place(self._variadic, args, index, message)
-        for cast in self._keyword:
-            if cast.name in kwargs:
-                _cast_in_place(cast, kwargs, cast.name, message)
+                _cast_in_place(self._variadic, args, index, task_name)
+        if kwargs:
+            for cast in self._keyword:
+                if cast.name in kwargs:
+                    _cast_in_place(cast, kwargs, cast.name, task_name)
 
 
 def cast_for(name: str, type_hints: dict[str, Any]) -> Cast | None:
@@ -168,20 +168,21 @@ def parse_params(
     :param type_hints: resolved annotations by name of parameter.
     """
     if signature is not None:
-        ParameterCasts(signature, type_hints).apply(message)
+        casts = ParameterCasts(signature, type_hints)
+        casts.apply(message.args, message.kwargs, message.task_name)
 
 
 def _cast_in_place(
     cast: Cast,
     values: MutableSequence[Any] | MutableMapping[str, Any],
     key: Any,
-    message: TaskiqMessage,
+    task_name: str,
 ) -> None:
     value = values[key]
     if value is None:
         return
     if logger.isEnabledFor(logging.DEBUG):
-        logger.debug("Trying to parse %s of task %s", key, message.task_name)
+        logger.debug("Trying to parse %s of task %s", key, task_name)
     try:
         values[key] = cast(value)
     except (ValueError, RuntimeError) as exc:
@@ -189,7 +190,7 @@ def _cast_in_place(
             logger.warning(
                 "Can't parse argument %s for task %s. Reason: %s",
                 key,
-                message.task_name,
+                task_name,
                 exc,
                 exc_info=True,
             )

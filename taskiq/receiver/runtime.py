@@ -187,41 +187,49 @@ class Runtime:
             elif self.receiver.stop.is_asked and not self.may_begin(delivery):
                 delivery.leave()
                 return
+            elif self.receiver.prepared_tasks.is_any_limited:
+                await self._call_in_turn(delivery)
             else:
                 await self._call(delivery)
             delivery.move(_SETTLING)
             await self.settlement.settle(delivery, raise_err=raise_err)
 
     async def _call(self, delivery: Delivery) -> None:
-        """Call the function of a plain task, when that may begin.
+        """Call the function of a plain task."""
+        delivery.move(_RUNNING)
+        delivery.result = result = await self.receiver.run_task(
+            target=delivery.function,
+            message=delivery.message,
+            ack_controller=delivery.controller,
+        )
+        delivery.is_error_told = True
+        error = result.error
+        if error is not None and isinstance(error, TaskAbortedError):
+            abort(delivery)
+
+    async def _call_in_turn(self, delivery: Delivery) -> None:
+        """Call the function of a plain task when that may begin beside what runs.
 
         Of messages that are delivered a limited number of times it is noted where the
         main process sees it, should this one die.
         """
-        turn, turns = delivery.turn, self.turns
-        has_waited = not turns.begin(turn) and await turns.enter(turn)
+        turn = delivery.turn
+        has_waited = await self.turns.enter(turn)
         task, message = delivery.task, delivery.message
         own = shared() if task is not None and task.is_limited else None
         noted = own and own.running.begin(message.task_name, (message.task_id,))
         try:
+            failed: Failed | None = None
             if has_waited and self.aborting is not None:
                 failed = await self.aborting.before(delivery)
-                if failed is not None:
-                    self.refuse(delivery, failed)
-                    return
-            delivery.move(_RUNNING)
-            delivery.result = result = await self.receiver.run_task(
-                target=delivery.function,
-                message=message,
-                ack_controller=delivery.controller,
-            )
+            if failed is None:
+                await self._call(delivery)
+            else:
+                self.refuse(delivery, failed)
         finally:
             if own is not None:
                 own.running.end(noted)
-            turns.leave(turn)
-        delivery.is_error_told = True
-        if result.is_err and isinstance(result.error, TaskAbortedError):
-            abort(delivery)
+            self.turns.leave(turn)
 
     def refuse(self, delivery: Delivery, failed: Failed) -> None:
         """Give a message what kept it from running for its result."""

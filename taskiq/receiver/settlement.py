@@ -75,11 +75,12 @@ _LEAST_STORED: Final = 0.005
 def result_of(
     outcome: Outcome,
     seconds: float,
-    message: TaskiqMessage,
+    labels: dict[str, Any],
 ) -> TaskiqResult[Any]:
     """Make the result object of one message.
 
     :param seconds: how long its call took, `as_stored`.
+    :param labels: those of the message.
     """
     if isinstance(outcome, Failed):
         value, error = None, outcome.error
@@ -90,7 +91,7 @@ def result_of(
         "log": None,
         "return_value": value,
         "execution_time": seconds,
-        "labels": message.labels.copy(),
+        "labels": labels.copy(),
         "error": error,
     }
     return _result_of_fields(fields)
@@ -156,7 +157,7 @@ class Settlement:
         results: list[TaskiqResult[Any]] = []
         for delivery, outcome in zip(deliveries, outcomes, strict=True):
             if is_made:
-                delivery.result = result_of(outcome, stored, delivery.message)
+                delivery.result = result_of(outcome, stored, delivery.message.labels)
                 results.append(delivery.result)
             else:
                 delivery.outcome, delivery.seconds = outcome, stored
@@ -546,7 +547,9 @@ class Settlement:
             return
         if message is not None and delivery.ending is not None:
             # Somebody may wait for it.
-            delivery.result = result_of(Failed(delivery.ending.error), 0.0, message)
+            delivery.result = result_of(
+                Failed(delivery.ending.error), 0.0, message.labels
+            )
             stored = await self._store(delivery)
             if isinstance(stored, Failed):
                 self._log_failure(_CANNOT_SET, delivery, stored.error)
@@ -586,7 +589,7 @@ class Settlement:
 def _late_result(delivery: Delivery) -> TaskiqResult[Any]:
     """Make the result of a message that nobody has looked at before."""
     assert delivery.outcome is not None  # noqa: S101 - else it was made already
-    return result_of(delivery.outcome, delivery.seconds, delivery.message)
+    return result_of(delivery.outcome, delivery.seconds, delivery.message.labels)
 
 
 def _has_failure(outcomes: Sequence[Outcome]) -> bool:

@@ -179,10 +179,13 @@ class Holder:
         if state not in self.state.moves:
             raise RuntimeError(f"no way from {self.state} to {state}")
         self.state = state
-        if self.unit_2 is not None and self.unit_2 not in state.holds:
+        if self.unit is None:
+            return
+        holds = state.holds
+        if self.unit_2 is not None and self.unit_2 not in holds:
             source, self.source_2, self.unit_2 = self.source_2, None, None
             source.release()
-        if self.unit is not None and self.unit not in state.holds:
+        if self.unit not in holds:
             source = self.source
             if self.unit_2 is None:
                 self.unit = self.source = None

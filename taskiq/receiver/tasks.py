@@ -210,6 +210,9 @@ def subject_of(broker: object) -> Subject | None:
     return subject
 
 
+#: Whether every asyncio task knows how often it was cancelled.
+CANCELS_ARE_COUNTED: Final = sys.version_info >= (3, 11)
+
 if sys.version_info >= (3, 11):
 
     def start_task(

@@ -106,23 +106,14 @@ class Turns:
         self._is_open = is_open
         self._waiting: list[_Waiter] = []
 
-    def begin(self, turn: Turn | None) -> bool:
-        """Let a call begin that need not wait, as those of no suspect mostly; or not.
-
-        It has to `leave` then.
-        """
-        if turn is not None or self.is_asked:
-            return False
-        self.gate.calls += 1
-        return True
-
     async def enter(self, turn: Turn | None) -> bool:
         """Wait until a call may begin. It has to `leave` then.
 
         :param turn: of a suspect; `None` for any other call.
         :returns: whether it may have waited for others.
         """
-        if self.begin(turn):
+        if turn is None and not self.is_asked:
+            self.gate.begin(None)
             return False
         waiter = _Waiter(turn, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
@@ -151,10 +142,7 @@ class Turns:
 
     def leave(self, turn: Turn | None) -> None:
         """Let a call have ended, and others begin."""
-        if turn is None:
-            self.gate.calls -= 1
-        else:
-            self.gate.end(turn)
+        self.gate.end(turn)
         if self.is_asked or self._waiting:
             self.look()
 
