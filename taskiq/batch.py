@@ -505,7 +505,6 @@ def _check_function(
         )
 
 
-
 def _is_generator_function(function: Callable[..., Any]) -> bool:
     code = underlying_function(function)
     return inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code)

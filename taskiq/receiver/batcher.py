@@ -231,12 +231,11 @@ class Batch(Holder, Generic[_Member]):
     def release(self) -> None:
         """Take the place of one member back, and admit who waits for it."""
         lane = self.lane
-        self.unsettled -= 1
         lane.buffered -= 1
-        if self.state is _SETTLING:
+        self.unsettled = left = self.unsettled - 1
+        if not left and self.state is _SETTLING:
             lane.settling -= 1
-            if not self.unsettled:
-                self.move(_SETTLED)
+            self.move(_SETTLED)
         if lane.alarm is not None or not lane.buffered:
             lane.batcher.place_given_back(lane)
 
@@ -311,7 +310,7 @@ class Lane(Generic[_Member]):
         self.buffered = 0
         # Batches taken whose call has not ended: the number `concurrency` bounds.
         self.running = 0
-        # Members of calls that have ended: each gives its place back in a moment.
+        # Batches whose call has ended: each member gives its place back in a moment.
         self.settling = 0
 
     @property
@@ -539,10 +538,11 @@ class Batcher(Generic[_Member]):
     def call_ended(self, batch: Batch[_Member]) -> None:
         """Give the batch's right to run back; its members are still being settled."""
         lane, group = batch.lane, batch.group
-        lane.settling += batch.unsettled
-        batch.move(BatchState.SETTLING)
-        if not batch.unsettled:
-            batch.move(BatchState.SETTLED)
+        batch.move(_SETTLING)
+        if batch.unsettled:
+            lane.settling += 1
+        else:
+            batch.move(_SETTLED)
         group.calls -= 1
         # Whoever came while it ran goes first.
         self._give_turn(group)
@@ -631,7 +631,7 @@ class Batcher(Generic[_Member]):
                 group.queue.clear()
                 lane.forget(group)
             for batch in batches:
-                batch.move(BatchState.SETTLED)
+                batch.move(_SETTLED)
         self._not_to_be_found(abandoned)
         return abandoned
 
@@ -708,7 +708,7 @@ class Batcher(Generic[_Member]):
         if batch.reason is not None:
             _take_out_of_line(batch)
             self._keep_pace(lane)
-        batch.move(BatchState.SETTLED)
+        batch.move(_SETTLED)
         lane.forget(group)
 
     def _next(self) -> Batch[_Member] | None:

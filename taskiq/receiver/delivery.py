@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from taskiq.chunks import sent_id
 from taskiq.policies import Reason
 from taskiq.receiver.diagnosis import describe, named
-from taskiq.receiver.placing import read_priority
+from taskiq.receiver.placing import read_priority, read_timeout
 from taskiq.receiver.states import ENDED, IN_BATCH, JOINING, Holder, MessageState, Unit
 
 if TYPE_CHECKING:
@@ -173,18 +173,22 @@ class Delivery(Holder):
         plan = task.plan
         assert plan is not None  # noqa: S101
         message = self.message
-        item, rest, timeout = plan.place(message, validate=validate, rest=self.bound)
-        self.item, self.rest, self.timeout, self.weight = item, rest, timeout, 0
-        label = message.labels.get("priority")
-        self.priority = (
-            plan.priority if label is None else read_priority(label, plan.priority)
+        item, rest = plan.place(
+            message.args, message.kwargs, validate=validate, rest=self.bound
         )
+        self.item, self.rest, self.weight = item, rest, 0
+        self.timeout, self.priority = None, plan.priority
         key: Hashable = rest.key
+        if labels := message.labels:
+            timeout, priority = labels.get("timeout"), labels.get("priority")
+            if timeout is not None:
+                self.timeout = read_timeout(timeout)
+                key = (key, self.timeout)
+            if priority is not None:
+                self.priority = read_priority(priority, plan.priority)
         if plan.is_measured:
             own_key, self.weight, self.same = plan.measure(item, rest)
-            key = (key, timeout, own_key)
-        elif timeout is not None:
-            key = (key, timeout)
+            key = (key, own_key)
         self.group = find_group(task, plan.config, key)
 
     def joined(self, batch: Batch[Delivery]) -> None:

@@ -27,7 +27,7 @@ from taskiq.receiver.tasks import known_cancels
 from taskiq.state import TaskiqState
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
     from concurrent.futures import Executor
 
     from taskiq_dependencies.ctx import AsyncResolveContext

@@ -22,10 +22,9 @@ from taskiq.batch import item_type
 from taskiq.receiver.params_parser import cast_for
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Hashable, Iterable, Sequence
 
     from taskiq.batch import BatchConfig
-    from taskiq.message import TaskiqMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,20 +124,20 @@ class BatchPlan:
 
     def place(
         self,
-        message: TaskiqMessage,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
         *,
         validate: bool,
         rest: Rest | None,
-    ) -> tuple[Any, Rest, float | None]:
-        """Say what one message brings to a call.
+    ) -> tuple[Any, Rest]:
+        """Say what the arguments of one message bring to a call.
 
-        :param validate: whether to cast its arguments.
-        :param rest: its other arguments, where they were bound before.
-        :returns: its item, its other arguments, and the seconds its call may take.
-        :raises TypeError: when its arguments do not fit the function.
-        :raises ValueError: when one cannot be cast, or its timeout is no number.
+        :param validate: whether to cast them.
+        :param rest: those that follow the item, where they were bound before.
+        :returns: the item, and what follows it.
+        :raises TypeError: when they do not fit the function.
+        :raises ValueError: when one cannot be cast.
         """
-        args, kwargs = message.args, message.kwargs
         if rest is None and len(args) == 1 and not kwargs:
             rest = self._item_alone
         if rest is not None:
@@ -148,8 +147,7 @@ class BatchPlan:
         cast = self._item_cast
         if validate and cast is not None and item.__class__ is not cast.exact_type:
             item = cast(item)
-        label = message.labels.get("timeout")
-        return item, rest, None if label is None else read_timeout(label)
+        return item, rest
 
     def measure(
         self, item: Any, rest: Rest

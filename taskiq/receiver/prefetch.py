@@ -144,8 +144,7 @@ class Prefetch:
         self.fetched += 1
         delivery = Delivery(self._broker, message)
         delivery.unit, delivery.source = self._unit, self
-        self._has_unit = False
-        self._is_handing_over = True
+        self._has_unit, self._is_handing_over = False, True
         try:
             self._hand_over(delivery)
         finally:

@@ -342,7 +342,8 @@ class Runtime:
         if self.admission.waits(delivery):
             self.tasks.begin(self.take(delivery), delivery)
         else:
-            log_start(delivery)
+            if logger.isEnabledFor(logging.DEBUG):
+                log_start(delivery)
             failed = self.join(delivery)
             if failed is None:
                 return

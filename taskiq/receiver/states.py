@@ -179,17 +179,23 @@ class Holder:
         if state not in self.state.moves:
             raise RuntimeError(f"no way from {self.state} to {state}")
         self.state = state
-        if self.unit is None:
+        unit = self.unit
+        if unit is None:
             return
-        holds = state.holds
-        if self.unit_2 is not None and self.unit_2 not in holds:
-            source, self.source_2, self.unit_2 = self.source_2, None, None
-            source.release()
-        if self.unit not in holds:
+        if self.unit_2 is not None:
+            self._give_back_of_two(state.holds)
+        elif unit not in state.holds:
             source = self.source
-            if self.unit_2 is None:
-                self.unit = self.source = None
-            else:
-                self.unit, self.source = self.unit_2, self.source_2
-                self.unit_2 = self.source_2 = None
+            self.unit = self.source = None
             source.release()
+
+    def _give_back_of_two(self, kept: frozenset[Unit]) -> None:
+        units = (self.unit, self.source), (self.unit_2, self.source_2)
+        self.unit = self.unit_2 = self.source = self.source_2 = None
+        for unit, source in units:
+            if unit in kept:
+                self.hold(unit, source)
+        # At last: it may look at this, or move it on.
+        for unit, source in reversed(units):
+            if unit not in kept:
+                source.release()
