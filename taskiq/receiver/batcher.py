@@ -420,11 +420,9 @@ class Batcher(Generic[_Member]):
         if lane is None:
             pace = None if config.rate is None else self._pace(owner, config.rate)
             lane = self._lanes[owner] = Lane(self, owner, config, pace)
-        same_hash = lane.groups.get(key_hash)
-        if same_hash is not None:
-            for group in same_hash:
-                if group.key is key or group.key == key:
-                    return group
+        for group in lane.groups.get(key_hash, ()):
+            if group.key is key or group.key == key:
+                return group
         group = Group(lane, key, key_hash)
         lane.groups.setdefault(key_hash, []).append(group)
         return group

