@@ -113,7 +113,7 @@ async def gather_results(
             wait = waits[id(backend)] = _ManyResults(backend, timeout, with_logs)
         wait.task_ids[handle.task_id] = None
         awaited.append((handle, wait))
-    with watched_wait(f"{len(awaited)} tasks"):
+    with watched_wait(lambda: f"{len(awaited)} tasks"):
         await _all_or_first_error([wait.read_all() for wait in waits.values()])
     try:
         return [

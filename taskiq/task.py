@@ -106,7 +106,7 @@ class AsyncTaskiqTask(Generic[_ReturnType]):
         :raises ResultGetError: if the result cannot be read.
         """
         try:
-            with watched_wait(f"task {self.task_name} with ID {self.task_id}"):
+            with watched_wait(self._named):
                 result = await self._wait_and_read(check_interval, timeout, with_logs)
             return self.converted(result)
         except TaskiqResultTimeoutError as exc:
@@ -115,6 +115,9 @@ class AsyncTaskiqTask(Generic[_ReturnType]):
             raise
         except Exception as exc:
             raise ResultGetError(failure=brief(exc)) from exc
+
+    def _named(self) -> str:
+        return f"task {self.task_name} with ID {self.task_id}"
 
     def _wait_and_read(
         self,

@@ -49,13 +49,13 @@ wait_watches: Final[WeakSet[WaitWatch]] = WeakSet()
 _UNWATCHED: Final = nullcontext()
 
 
-def watched_wait(what: str) -> AbstractContextManager[None]:
+def watched_wait(name: Callable[[], str]) -> AbstractContextManager[None]:
     """Tell the workers of this process that a result is waited for meanwhile.
 
-    :param what: names the result.
+    :param name: names the result.
     """
     # A process that waits seldom has a worker: it is not to pay for one.
-    return _watched(what) if wait_watches else _UNWATCHED
+    return _watched(name()) if wait_watches else _UNWATCHED
 
 
 @contextmanager
