@@ -35,6 +35,7 @@ _SETTLING: Final = MessageState.SETTLING
 _DONE: Final = MessageState.DONE
 _PLACE: Final = Unit.PLACE
 _ERROR: Final = Reason.ERROR
+_NOTHING: Final[Any] = None
 
 
 class Delivery(Holder):
@@ -265,17 +266,12 @@ class Delivery(Holder):
         if kind is None and self.state is _SETTLING:  # mostly
             self.move(_DONE)
             if self.refusal is None:
-                self._let_go()
+                # Nothing is kept of what it was but its name. Tasks that its function
+                # has begun work for it, and may never end; and records of the log name
+                # it when they are written.
+                self.raw = self.message = self.result = _NOTHING
         elif self.state not in IN_BATCH:
             self.end(MessageState.DONE if kind is None else MessageState.LEFT)
-
-    def _let_go(self) -> None:
-        """Keep nothing of what it was but its name.
-
-        Tasks that its function has begun work for it, and may never end; and records of
-        the log name it when they are written.
-        """
-        self.raw = self.message = self.result = cast("Any", None)
 
     def __str__(self) -> str:
         if self.refusal is not None:

@@ -62,11 +62,13 @@ def fields_of_batch(batch: BatchInfo) -> dict[str, Any]:
 
 
 def log_start(delivery: Delivery) -> None:
-    """Say that a message is on its way. A batch has one line for all of its own."""
-    if logger.isEnabledFor(logging.DEBUG if delivery.is_batched else logging.INFO):
-        logger.debug("Received message: %s", delivery.message)
-        if not delivery.is_batched:
-            logger.info("Executing %s", delivery, extra=fields_of(delivery.message))
+    """Say that a message is on its way, where that is logged.
+
+    A batch has one line for all of its own.
+    """
+    logger.debug("Received message: %s", delivery.message)
+    if not delivery.is_batched:
+        logger.info("Executing %s", delivery, extra=fields_of(delivery.message))
 
 
 def log_batch(

@@ -171,7 +171,8 @@ class Runtime:
                 return
             if delivery.is_paced:
                 await self._turn_of(delivery)
-            log_start(delivery)
+            if logger.isEnabledFor(logging.INFO):
+                log_start(delivery)
             failed: Failed | None = None
             if self.admission.waits(delivery):
                 self._start(delivery)
