@@ -129,8 +129,6 @@ class PreparedTasks:
     :ivar signatures: their parameters, by name of the task.
     :ivar hints: their resolved annotations.
     :ivar graphs: their dependencies.
-    :ivar is_any_limited: whether messages of one of them are delivered a limited number
-        of times.
     """
 
     def __init__(self, broker: AsyncBroker) -> None:
@@ -139,7 +137,6 @@ class PreparedTasks:
         self.signatures: dict[str, inspect.Signature] = {}
         self.hints: dict[str, dict[str, Any]] = {}
         self.graphs: dict[str, DependencyGraph] = {}
-        self.is_any_limited = False
         self._prepared: dict[str, PreparedTask] = {}
 
     def of(self, task: AsyncTaskiqDecoratedTask[Any, Any]) -> PreparedTask | None:
@@ -179,7 +176,6 @@ class PreparedTasks:
         default = self._broker.failure_policy
         prepared = PreparedTask(name, function, source, default)
         self._prepared[name] = prepared
-        self.is_any_limited = self.is_any_limited or prepared.is_limited
         self.signatures[name] = prepared.signature
         self.hints[name] = prepared.hints
         self.graphs[name] = prepared.graph

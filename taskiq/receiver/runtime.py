@@ -173,6 +173,7 @@ class Runtime:
                 await self._turn_of(delivery)
             if logger.isEnabledFor(logging.INFO):
                 log_start(delivery)
+            task = delivery.task
             failed: Failed | None = None
             if self.admission.waits(delivery):
                 self._start(delivery)
@@ -188,10 +189,15 @@ class Runtime:
             elif self.receiver.stop.is_asked and not self.may_begin(delivery):
                 delivery.leave()
                 return
-            elif self.receiver.prepared_tasks.is_any_limited:
+            elif task is None or task.is_limited or self.turns.is_asked:
                 await self._call_in_turn(delivery)
             else:
-                await self._call(delivery)
+                # Counted all the same: one that is to run alone may come meanwhile.
+                self.turns.gate.calls += 1
+                try:
+                    await self._call(delivery)
+                finally:
+                    self.turns.leave(None)
             delivery.move(_SETTLING)
             await self.settlement.settle(delivery, raise_err=raise_err)
 

@@ -142,7 +142,10 @@ class Turns:
 
     def leave(self, turn: Turn | None) -> None:
         """Let a call have ended, and others begin."""
-        self.gate.end(turn)
+        if turn is None:
+            self.gate.calls -= 1
+        else:
+            self.gate.end(turn)
         if self.is_asked or self._waiting:
             self.look()
 

@@ -235,3 +235,43 @@ async def test_news_of_a_death_is_waited_for_where_it_may_excuse(own: Shared) ->
     await Receiver(broker, run_startup=False).listen(asyncio.Event())
     results: Any = broker.result_backend
     assert [each.return_value for each in results.results.values()] == [0, 1, 2, 3]
+
+
+async def test_what_began_before_a_limited_task_was_known_is_waited_for(
+    own: Shared,
+) -> None:
+    """Should it kill the process, the one that is to run alone must not be dead."""
+    own.deaths.note([Call("last", ["2"])])
+    broker = InMemoryBroker()
+    receiver = Receiver(broker, run_startup=False)
+    running: list[str] = []
+    began, ends = asyncio.Event(), asyncio.Event()
+
+    @broker.task("long")
+    async def long() -> None:
+        running.append("long")
+        began.set()
+        await ends.wait()
+        running.remove("long")
+
+    def deliver(task: Any, task_id: str) -> asyncio.Task[None]:
+        sent = task.kicker().with_task_id(task_id)._prepare_message()
+        data = broker.formatter.dumps(sent).message
+        raw = AckableMessage(data=data, ack=lambda: None, deliveries=2)
+        return asyncio.create_task(receiver.callback(raw))
+
+    first = deliver(long, "1")
+    await began.wait()
+
+    @broker.task("last", max_deliveries=2)
+    async def last() -> list[str]:
+        return list(running)
+
+    second = deliver(last, "2")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    ends.set()
+    await asyncio.gather(first, second)
+    result = await broker.result_backend.get_result("2")
+    assert result.return_value == []
+    assert receiver.runtime.turns.gate.calls == 0
