@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from taskiq.aborts import InMemoryAborts
 from taskiq.acks import AckableMessage
 from taskiq.brokers.inmemory_broker import InMemoryBroker
+from taskiq.exceptions import TaskAbortedError
 from taskiq.receiver import Receiver, casualties
 from taskiq.receiver.casualties import (
     REMEMBERED,
@@ -21,6 +23,7 @@ from taskiq.receiver.casualties import (
     share,
     shared,
 )
+from tests.support.virtual_time import virtual
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -219,19 +222,64 @@ async def test_the_same_of_a_plain_task_whose_suspects_run_ever_fewer_at_once(
     assert errors == {"3": "The message was delivered 6 times, 5 are allowed"}
 
 
-async def test_news_of_a_death_is_waited_for_where_it_may_excuse(own: Shared) -> None:
-    """RabbitMQ delivers again before the main process has noted who died."""
+async def test_what_is_aborted_while_it_waits_for_its_turn_never_runs(
+    own: Shared,
+) -> None:
+    """0 and 1 ran in each of five processes that died: each runs alone."""
+    for _ in range(5):
+        own.deaths.note([Call("double", ["0", "1"])])
     broker = Redelivering()
+    store = InMemoryAborts()
+    broker.with_abort_store(store)
+    runs: list[int] = []
+
+    @broker.task("double", max_deliveries=6)
+    async def double(number: int) -> None:
+        runs.append(number)
+        if number == 0:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            for task_id in "12":
+                await store.mark(task_id)
+
+    await Receiver(broker, run_startup=False).listen(asyncio.Event())
+    assert runs == [0, 3]
+    results: Any = broker.result_backend
+    errors = {key: type(each.error) for key, each in results.results.items()}
+    nothing = type(None)
+    aborted = TaskAbortedError
+    assert errors == {"0": nothing, "1": aborted, "2": aborted, "3": nothing}
+
+
+@pytest.mark.parametrize(
+    ("comes_at", "seconds"), [(0, 0), (0.2, 0.2), (0.98, 1), (None, 1)]
+)
+@virtual
+async def test_news_of_a_death_is_waited_for_where_it_may_excuse(
+    own: Shared, comes_at: float | None, seconds: float
+) -> None:
+    """RabbitMQ delivers again before the main process has noted who died.
+
+    For a second: a message may have seen so many deliveries without any death.
+    """
+    broker = Redelivering()
+    ran: list[int] = []
 
     @broker.task("double", max_deliveries=5)
-    async def double(number: int) -> int:
-        return number
+    async def double(number: int) -> None:
+        ran.append(number)
 
     def note() -> None:
         for _ in range(5):
             own.deaths.note([])
 
-    asyncio.get_running_loop().call_later(0.2, note)
+    loop = asyncio.get_running_loop()
+    if comes_at is not None:
+        loop.call_at(comes_at, note)
     await Receiver(broker, run_startup=False).listen(asyncio.Event())
+    assert loop.time() == pytest.approx(seconds, abs=0.01)
+    is_excused = comes_at is not None and comes_at < 1
+    assert sorted(ran) == ([0, 1, 2, 3] if is_excused else [])
     results: Any = broker.result_backend
-    assert [each.return_value for each in results.results.values()] == [0, 1, 2, 3]
+    assert all(each.is_err is not is_excused for each in results.results.values())
+    assert len(results.results) == 4

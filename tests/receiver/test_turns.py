@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -251,18 +250,21 @@ async def test_who_gives_up_holds_up_nobody(cancelled: str) -> None:
     assert bench.clock.armed == 0
 
 
-@pytest.mark.parametrize("look", [lambda _: None, lambda bench: bench.turns.look()])
+@pytest.mark.parametrize("is_before", [True, False])
 async def test_who_is_cancelled_as_it_may_begin_leaves_its_turn(
-    look: Callable[[Bench], None],
+    is_before: bool,
 ) -> None:
+    """Just before, or just after: it has not run, and others may."""
     bench = Bench()
-    await bench.call("a", ALONE)
-    await bench.call("b", ALONE)
-    bench._ends["a"].set()
-    await bench._tasks["a"]
-    bench._tasks["b"].cancel()
-    look(bench)
+    await bench.turns.enter(ALONE)
+    for name in "bc":
+        await bench.call(name, ALONE)
+    if is_before:
+        bench._tasks["b"].cancel()
+    bench.turns.leave(ALONE)
+    if not is_before:
+        bench._tasks["b"].cancel()
     await bench.settle()
-    assert bench.turns.gate.calls == 0
-    await bench.call("c", ALONE)
     assert bench.running == ["c"]
+    await bench.end("c")
+    assert bench.turns.gate.calls == 0
