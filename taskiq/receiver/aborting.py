@@ -54,7 +54,7 @@ class Aborting:
         self._aborts = store.aborts
         self._heard: deque[Collection[str]] = deque()
         self._is_sweeping = False
-        self._looks = GroupCommit(self._look)
+        self._looks: GroupCommit[str, bool] = GroupCommit(self._look)
         self._no_look_before = 0.0
         self._following: asyncio.Task[None] | None = None
         self._calls = runtime.receiver.execution.waiting_in(runtime.loop)
@@ -77,36 +77,28 @@ class Aborting:
         """Say that a message was aborted, if it was."""
         task_id = delivery.message.task_id
         if task_id in self._aborts or (
-            not self._aborts.is_current and await self._is_marked(task_id)
+            not self._aborts.is_current and await self._looks.submit(task_id)
         ):
             return abort(delivery)
         return None
 
-    async def _is_marked(self, task_id: str) -> bool:
-        """Look at the store, together with others; one that is away marks nothing."""
-        if self._loop.time() < self._no_look_before:
-            return False
-        found: Any = await contain(self._looks.submit, task_id, seconds=_PATIENCE)
-        if isinstance(found, Failed):
-            self._cannot_look(found.error)
-            return False
-        return bool(found)
+    async def _look(self, task_ids: Sequence[str]) -> Sequence[bool]:
+        """Look at the store for several; one that is away marks nothing.
 
-    def _cannot_look(self, error: BaseException) -> None:
-        """Look no more for a while; it is told once for all that asked meanwhile."""
-        now = self._loop.time()
-        if now < self._no_look_before:
-            return
-        self._no_look_before = now + _PATIENCE
-        logger.warning(
-            "Cannot look whether messages were aborted: %r. Those of the next "
-            "%g seconds run unless they are told of.",
-            error,
-            _PATIENCE,
-        )
-
-    async def _look(self, task_ids: Sequence[str]) -> list[bool | Exception]:
-        marked = await self._store.look(task_ids)
+        Nor is it looked at for a while then, for those that wait meanwhile either.
+        """
+        marked: Any = ()
+        if self._loop.time() >= self._no_look_before:
+            marked = await contain(self._store.look, task_ids, seconds=_PATIENCE)
+        if isinstance(marked, Failed):
+            self._no_look_before = self._loop.time() + _PATIENCE
+            logger.warning(
+                "Cannot look whether messages were aborted: %r. Those of the next "
+                "%g seconds run unless they are told of.",
+                marked.error,
+                _PATIENCE,
+            )
+            marked = ()
         return [task_id in marked for task_id in task_ids]
 
     # -- In a batch ----------------------------------------------------------------

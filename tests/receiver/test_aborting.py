@@ -474,36 +474,64 @@ async def test_a_worker_acknowledges_what_is_aborted_and_looks_in_bulk(
     assert not store.aborts.is_current
 
 
-async def test_a_worker_without_its_store_says_so_and_runs(
-    caplog: pytest.LogCaptureFixture,
+class Failing(Remote):
+    """A store whose second look fails, and which cannot be followed."""
+
+    def __init__(self, *, hangs: bool) -> None:
+        super().__init__({"3", "5"})
+        self.hangs = hangs
+        self.moments: list[float] = []
+
+    async def look(self, task_ids: Sequence[str]) -> Collection[str]:
+        self.looks.append(task_ids)
+        self.moments.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(1)
+        if len(self.looks) == 2:
+            if self.hangs:
+                await asyncio.Event().wait()
+            raise OSError("away")
+        return self.marked & set(task_ids)
+
+    async def follow(self) -> None:
+        raise OSError("lost")
+
+
+@pytest.mark.parametrize(
+    ("hangs", "error", "fails_at"),
+    [(False, "OSError('away')", 2), (True, "TimeoutError('no end within 5 s')", 6)],
+)
+@virtual
+async def test_a_worker_whose_store_is_away_says_so_and_runs(
+    hangs: bool, error: str, fails_at: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Away(Remote):
-        async def look(self, task_ids: Sequence[str]) -> Collection[str]:
-            await super().look(task_ids)  # others ask meanwhile, and are not told again
-            raise OSError("away")
-
-        async def follow(self) -> None:
-            raise OSError("away")
-
-    broker, store = QueueBroker(), Away(set())
+    """A look has five seconds, and no other one follows within five seconds."""
+    broker, store = QueueBroker(), Failing(hangs=hangs)
     broker.with_abort_store(store)
+    loop = asyncio.get_running_loop()
+    runs: list[tuple[float, int]] = []
 
     @broker.task
-    async def double(number: int) -> int:
-        return 2 * number
+    async def note(number: int) -> None:
+        runs.append((loop.time(), number))
 
     finish = asyncio.Event()
     receiver = Receiver(broker, run_startup=False)
     listening = asyncio.create_task(receiver.listen(finish))
-    handles = [await double.kiq(0)]
-    while not store.looks:  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    handles += await double.kiq_many(range(1, 100))
-    results = [await each.wait_result(timeout=5) for each in handles]
+    # 2 asks while a look goes on, 3 while the next one does, which fails.
+    moments = [0, 0.5, 1.5, fails_at + 4.9, fails_at + 5]
+    for number, moment in enumerate(moments, 1):
+        await asyncio.sleep(moment - loop.time())
+        await note.kicker().with_task_id(str(number)).kiq(number)
+    await asyncio.sleep(2)
     finish.set()
     await listening
-    assert [each.return_value for each in results] == list(range(0, 200, 2))
-    first, second = store.looks  # and no third one for those who came after them
-    assert len(first) == 1 < len(second)
-    assert caplog.text.count("Cannot look whether messages were aborted") == 1
-    assert "No longer told of aborted messages: OSError('away')" in caplog.text
+    assert store.looks == [["1"], ["2"], ["5"]]
+    assert store.moments == [0, 1, fails_at + 5]
+    assert runs == [(1, 1), (fails_at, 2), (fails_at, 3), (fails_at + 4.9, 4)]
+    assert len(broker.acked) == 5
+    said = [each for each in caplog.messages if "Cannot look" in each]
+    assert said == [
+        f"Cannot look whether messages were aborted: {error}. Those of the next "
+        "5 seconds run unless they are told of."
+    ]
+    assert "No longer told of aborted messages: OSError('lost')" in caplog.text
