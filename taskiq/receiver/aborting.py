@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.aborts import store_of
 from taskiq.acks import AcknowledgeType
 from taskiq.bulk import GroupCommit, cancel_all
 from taskiq.chunks import sent_id
-from taskiq.context import BatchContext
 from taskiq.exceptions import TaskAbortedError
 from taskiq.outcome import Failed
 from taskiq.receiver.containment import contain
@@ -123,10 +123,8 @@ class Aborting:
         if self._is_sweeping:
             return
         self._is_sweeping = True
-        try:
+        with suppress(RuntimeError):  # it is closed, and holds nothing
             self._loop.call_soon_threadsafe(self._sweep)
-        except RuntimeError:  # it is closed, and holds nothing
-            self._is_sweeping = False
 
     def _sweep(self) -> None:
         self._is_sweeping = False
@@ -150,8 +148,7 @@ class Aborting:
 
     def _is_over(self, call: Call) -> bool:
         """Whether nobody wants a call any more: all of its messages are aborted."""
-        is_plain = not isinstance(call.context, BatchContext)
-        return is_plain or all(each in self._aborts for each in call.sent_ids())
+        return all(each in self._aborts for each in call.sent_ids())
 
     async def _settle(self, delivery: Delivery) -> None:
         """Settle a message that waited in a batch."""

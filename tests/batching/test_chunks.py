@@ -926,6 +926,23 @@ async def test_an_aborted_one_runs_no_more_items_and_ends_as_aborted(room: int) 
     broker.executor.shutdown()
 
 
+@virtual
+async def test_an_aborted_one_ends_at_once_whatever_its_items_wait_for() -> None:
+    broker = InMemoryBroker()
+
+    @broker.task(batch=True, batch_size=10, batch_timeout=60)
+    async def work(items: list[int]) -> list[int]:
+        raise NotImplementedError
+
+    handle = await work.kiq_chunk([*range(3)])
+    await asyncio.sleep(1)
+    assert await handle.abort()
+    result = await handle.wait_result(timeout=5)
+    assert isinstance(result.error, TaskAbortedError)
+    assert asyncio.get_running_loop().time() == 1
+    broker.executor.shutdown()
+
+
 # -- Other entrances -------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 import time
 from collections.abc import AsyncGenerator  # dependencies are resolved by it
@@ -22,18 +23,19 @@ from taskiq.receiver import Receiver
 from taskiq.testing import ManualClock
 from tests.support.virtual_time import virtual
 from tests.support.work import Work
-from tests.support.worker import BatchWorker
+from tests.support.worker import BatchWorker, Gate, GatedBackend, complaints
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from taskiq.message import BrokerMessage
+    from taskiq.message import BrokerMessage, TaskiqMessage
     from taskiq.task import AsyncTaskiqTask
 
 
 async def is_aborted(handle: AsyncTaskiqTask[Any]) -> bool:
     result = await handle.wait_result(timeout=5)
-    return result.is_err and isinstance(result.error, TaskAbortedError)
+    error = result.error
+    return isinstance(error, TaskAbortedError) and error.task_id == handle.task_id
 
 
 @pytest.fixture
@@ -355,9 +357,76 @@ async def test_a_slot_that_comes_when_nothing_waits_for_it_any_more_is_given_bac
     worker.assert_as_new()
 
 
+class Following(TaskiqMiddleware):
+    """Notes who asked for what is saved."""
+
+    def __init__(self, caller: contextvars.ContextVar[str]) -> None:
+        super().__init__()
+        self.caller = caller
+        self.callers: list[str] = []
+
+    async def post_save(self, message: TaskiqMessage, result: Any) -> None:
+        self.callers.append(self.caller.get("nobody"))
+
+
+@pytest.mark.parametrize("is_saved", [True, False])
+@virtual
+async def test_what_is_aborted_in_a_batch_is_a_message_like_others(
+    is_saved: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its callback returns, its hooks know nothing of who aborted it, and a stop names
+    it that comes before its result is saved."""
+    gate = Gate()
+    caller = contextvars.ContextVar[str]("caller")
+    following = Following(caller)
+    backend = GatedBackend(gate)
+    worker = BatchWorker(
+        len, following, backend=backend, batch_size=2, wait_tasks_timeout=5
+    )
+    store = InMemoryAborts()
+    worker.broker.with_abort_store(store)
+    await worker.send("aborted")
+    listening = worker.listen()
+    await worker.until_held(1)
+    caller.set("who aborts")
+    await store.mark("0")
+    await gate.reached.wait()
+    worker.finish.set()
+    if is_saved:
+        gate.opened.set()
+    await listening
+    assert worker.broker.acked == ["0"] * is_saved
+    assert following.callers == ["nobody"] * is_saved
+    told = ["Stopped before it was done, not acknowledged: task work with ID 0."]
+    assert complaints(caplog) == told * (not is_saved)
+    assert all(each.execution_time == 0 for each in worker.backend.results.values())
+    assert worker.calls == []
+    worker.assert_as_new()
+
+
+@virtual
+async def test_a_callback_returns_when_its_message_is_aborted_in_a_batch(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = BatchWorker(batch_size=2)
+    store = InMemoryAborts()
+    worker.broker.with_abort_store(store)
+    await worker.send("aborted")
+    [message] = worker.broker.take_all()
+    delivery = worker.ackable(message.message, "0")
+    callback = asyncio.ensure_future(worker.receiver.callback(delivery))
+    await worker.until_held(1)
+    await store.mark("0")
+    await callback
+    assert worker.broker.acked == ["0"]
+    assert isinstance(worker.errors["0"], TaskAbortedError)
+    assert complaints(caplog) == []
+    worker.assert_as_new()
+
+
+@virtual
 async def test_a_lost_subscription_is_made_again_soon_after_one_that_held(
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The pauses double for as long as none of them holds."""
     held = iter([False, False, True, False])
@@ -371,7 +440,6 @@ async def test_a_lost_subscription_is_made_again_soon_after_one_that_held(
                 over.set()
                 await asyncio.Event().wait()
 
-    monkeypatch.setattr("taskiq.receiver.aborting._FIRST_PAUSE", 0.001)
     broker = QueueBroker()
     broker.with_abort_store(Losing(set()))
     finish = asyncio.Event()
@@ -382,7 +450,9 @@ async def test_a_lost_subscription_is_made_again_soon_after_one_that_held(
     await listening
     told = [each for each in caplog.messages if "No longer told" in each]
     pauses = [each.rpartition("trying in ")[2] for each in told]
-    assert pauses == ["0.001 s.", "0.002 s.", "0.001 s.", "0.002 s."]
+    assert pauses == ["0.05 s.", "0.1 s.", "0.05 s.", "0.1 s."]
+    assert all("messages: it ended." in each for each in told)
+    assert asyncio.get_running_loop().time() == pytest.approx(0.3)
 
 
 class Remote(InMemoryAborts):
@@ -534,4 +604,9 @@ async def test_a_worker_whose_store_is_away_says_so_and_runs(
         f"Cannot look whether messages were aborted: {error}. Those of the next "
         "5 seconds run unless they are told of."
     ]
-    assert "No longer told of aborted messages: OSError('lost')" in caplog.text
+    told = [each for each in caplog.messages if "No longer told" in each]
+    assert all("aborted messages: OSError('lost'). " in each for each in told)
+    pauses = [each.rpartition("trying in ")[2] for each in told]
+    ever_longer = [f"{0.05 * 2**number:g} s." for number in range(7)]
+    assert pauses[:9] == [*ever_longer, "5 s.", "5 s."][: len(pauses)]
+    assert len(pauses) > 7
