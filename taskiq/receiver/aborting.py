@@ -71,7 +71,7 @@ class Aborting:
     def concerns(self, task_id: str) -> bool:
         """Whether there is something to ask about a message before it runs."""
         aborts = self._aborts
-        return not aborts.is_current or (bool(aborts) and task_id in aborts)
+        return not aborts.is_current or task_id in aborts
 
     async def before(self, delivery: Delivery) -> Failed | None:
         """Say that a message was aborted, if it was."""

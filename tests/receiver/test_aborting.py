@@ -381,7 +381,12 @@ async def test_what_is_aborted_in_a_batch_is_a_message_like_others(
     following = Following(caller)
     backend = GatedBackend(gate)
     worker = BatchWorker(
-        len, following, backend=backend, batch_size=2, wait_tasks_timeout=5
+        len,
+        following,
+        backend=backend,
+        is_recording=False,  # or it has a context of its own, from the time it came
+        batch_size=2,
+        wait_tasks_timeout=5,
     )
     store = InMemoryAborts()
     worker.broker.with_abort_store(store)

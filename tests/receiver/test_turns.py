@@ -150,13 +150,14 @@ def test_those_that_kill_are_dead_at_their_limit_and_no_other_is(
 
 
 class Bench:
-    """Calls that wait for their turn, and a list of those that run."""
+    """Calls that wait for their turn, and lists of those that run and have waited."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.is_open = False
         self.turns = Turns(self.clock, lambda: self.is_open)
         self.running: list[str] = []
+        self.waited: list[str] = []
         self._ends: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -166,7 +167,8 @@ class Bench:
         await self.settle()
 
     async def _call(self, name: str, turn: Turn | None) -> None:
-        await self.turns.enter(turn)
+        if await self.turns.enter(turn):
+            self.waited.append(name)
         self.running.append(name)
         try:
             await self._ends[name].wait()
@@ -191,6 +193,7 @@ async def test_one_that_is_to_be_alone_waits_for_those_before_and_not_behind_it(
     None
 ):
     bench = Bench()
+    assert not bench.turns.is_asked
     await bench.call("a")
     await bench.call("alone", ALONE)
     await bench.call("b")
@@ -199,6 +202,7 @@ async def test_one_that_is_to_be_alone_waits_for_those_before_and_not_behind_it(
     assert bench.running == ["alone"]
     await bench.end("alone")
     assert bench.running == ["b"]
+    assert bench.waited == ["alone", "b"]
     await bench.end("b")
     await bench.call("last", ALONE)
     assert bench.turns.is_asked
@@ -208,14 +212,35 @@ async def test_one_that_is_to_be_alone_waits_for_those_before_and_not_behind_it(
     assert bench.turns.gate.calls == 0
 
 
-async def test_it_begins_beside_what_goes_on_for_long() -> None:
+@pytest.mark.parametrize("turn", [None, FEW])
+async def test_it_begins_beside_what_goes_on_for_long(turn: Turn | None) -> None:
+    """And is alone from then on, also when that has ended."""
     bench = Bench()
-    await bench.call("long")
+    await bench.call("long", turn)
     await bench.call("alone", ALONE)
     bench.clock.advance(30)
     await bench.settle()
     await bench.call("b")
     assert bench.running == ["long", "alone"]
+    await bench.end("long")
+    await bench.call("c")
+    assert bench.running == ["alone"]
+    await bench.end("alone")
+    assert bench.running == ["b", "c"]
+
+
+async def test_suspects_begin_in_the_order_they_came_and_others_between_them() -> None:
+    bench = Bench()
+    await bench.call("first", FEW)
+    await bench.call("one", Turn(1))
+    await bench.call("two", FEW)
+    assert not bench.turns.is_asked
+    await bench.call("a")
+    assert bench.running == ["first", "a"]
+    await bench.end("first")
+    assert bench.running == ["a", "one"]
+    await bench.end("one")
+    assert bench.running == ["a", "two"]
 
 
 @pytest.mark.parametrize("waits_before", [True, False])
