@@ -260,36 +260,39 @@ class Holding(TaskiqMiddleware):
         await self.go_on.wait()
 
 
-@pytest.mark.parametrize("aborted", [{1}, {0, 1, 2}])
-async def test_what_waits_in_a_sealed_batch_is_left_out_of_its_call(
-    aborted: set[int],
+@pytest.mark.parametrize("aborted", [{1}, {*range(10)}, {*range(12)}])
+async def test_what_waits_in_a_sealed_batch_is_left_out_of_its_call_and_named(
+    aborted: set[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also all of it: then there is no call."""
+    """Also all of it: then there is no call. One line names ten."""
     holding = Holding()
     broker = QueueBroker().with_middlewares(holding)
     calls: list[list[int]] = []
 
-    @broker.task(batch=True, batch_size=3, batch_timeout=60)
+    @broker.task("double", batch=True, batch_size=12, batch_timeout=60)
     async def double(numbers: list[int]) -> list[int]:
         calls.append(numbers)
         return [2 * number for number in numbers]
 
-    handles = await double.kiq_many(range(3))
+    handles = await double.kiq_many(range(12))
     finish = asyncio.Event()
-    receiver = Receiver(broker, max_async_tasks=1, max_prefetch=9, run_startup=False)
+    receiver = Receiver(broker, max_async_tasks=1, max_prefetch=12, run_startup=False)
     listening = asyncio.create_task(receiver.listen(finish))
     await holding.has_left.wait()
     for each in aborted:
         await handles[each].abort()
     holding.go_on.set()
     assert all([await is_aborted(handles[each]) for each in aborted])
-    others = sorted(set(range(3)) - aborted)
+    others = sorted(set(range(12)) - aborted)
     results = [await handles[each].wait_result(timeout=5) for each in others]
     assert [each.return_value for each in results] == [2 * each for each in others]
     finish.set()
     await listening
     assert calls == [others] * bool(others)
-    assert len(broker.acked) == 3
+    assert len(broker.acked) == 12
+    ids = [f"task double with ID {handles[each].task_id}" for each in sorted(aborted)]
+    more = " and 2 more" if len(aborted) == 12 else ""
+    assert f"Aborted: {', '.join(ids[:10])}{more}." in caplog.messages
 
 
 _HELD: Final[dict[str, dict[str, Any]]] = {
