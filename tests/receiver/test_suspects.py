@@ -9,14 +9,15 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from taskiq.acks import AckableMessage
 from taskiq.brokers.inmemory_broker import InMemoryBroker
 from taskiq.receiver import Receiver
 from taskiq.receiver.casualties import Death
-from taskiq.receiver.suspects import Part, counted, parts, runs
+from taskiq.receiver.suspects import Part, counted, has_died, parts, runs, turn_of
+from taskiq.receiver.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     st.integers(1, 300),
     st.none() | st.integers(1, 12),
 )
+@example([3], 8, None)
+@example([1], 8, 1)
 def test_every_message_is_in_one_call_with_such_as_itself(
     deliveries: list[int],
     size: int,
@@ -111,6 +114,27 @@ def test_a_death_counts_for_those_that_may_have_run(
     kinds = ((ran, frozenset("a")), (waited, frozenset("b")), (unknown, None))
     deaths = [Death(0.0, ids) for number, ids in kinds for _ in range(number)]
     assert counted(deliveries, "a", deaths) == count
+    assert has_died("a", deaths) is (ran > 0)
+
+
+@pytest.mark.parametrize(
+    ("deliveries", "limit", "turn"),
+    [
+        (1, 5, Turn(64)),
+        (2, 9, Turn(32)),
+        (3, 9, Turn(16)),
+        (100, 200, Turn(1)),
+        # With the limit at hand, from 64 to 8 and to 1.
+        (2, 3, Turn(8)),
+        (3, 3, Turn(1, is_alone=True)),
+        (2, 2, Turn(1, is_alone=True)),
+    ],
+)
+def test_ever_fewer_of_64_run_together_and_one_at_its_last_delivery(
+    deliveries: int, limit: int, turn: Turn
+) -> None:
+    """Half of them, or fewer, as the limit is near."""
+    assert turn_of(deliveries, 64, limit) == turn
 
 
 @given(
