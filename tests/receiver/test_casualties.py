@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ from taskiq.receiver import Receiver, casualties
 from taskiq.receiver.casualties import (
     REMEMBERED,
     Call,
+    Death,
     Deaths,
     RunningCalls,
     Shared,
@@ -75,6 +77,42 @@ def test_more_than_there_is_room_for_is_not_known_until_it_has_ended() -> None:
     assert running.read() is None
     running.end(odd)
     assert running.read() == []
+
+
+#: Most bytes of a call, with 4 for their number, and of which 2 are its task's here.
+SMALL, LARGE = 256, 16 * 1024
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {LARGE: 32, SMALL: 1000},
+        {SMALL + 1: 32, SMALL - 1: 1000},
+        {SMALL + 4: 32, 10: 1000},
+        {SMALL: 1032},
+    ],
+)
+def test_there_is_room_for_a_thousand_small_calls_and_32_others(
+    sizes: dict[int, int],
+) -> None:
+    """And again when they have ended, whether something was left out or not."""
+    running = RunningCalls()
+    calls = [
+        Call("t", [f"{number:0{size - 6}}"])
+        for size, count in sizes.items()
+        for number in range(count)
+    ]
+    for each in (calls, [SECOND], calls):
+        begun = [running.begin(*call) for call in each]
+        assert sorted(running.read() or ()) == sorted(each)
+        if each is calls:
+            assert running.begin(*FIRST) is None
+            assert running.read() is None
+            running.end(None)
+        assert sorted(running.read() or ()) == sorted(each)
+        for slot in begun:
+            running.end(slot)
+        assert running.read() == []
 
 
 def test_calls_of_one_message_are_told_together() -> None:
@@ -136,13 +174,48 @@ def test_what_is_written_while_it_is_read_is_known_the_next_time() -> None:
     assert len(other.recent()) == 2
 
 
+def test_nothing_is_read_while_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by who knows what was before, nor by who has never looked."""
+    deaths = Deaths(Clock())
+    deaths.note([FIRST])
+    other = _reader(deaths, Clock())
+    before = other.recent()
+    write = struct.pack_into
+    seen: list[list[Death]] = []
+
+    def look(*told: Any) -> None:
+        seen.extend((other.recent(), _reader(deaths, Clock()).recent()))
+
+    def slowly(*told: Any) -> None:
+        look()
+        write(*told)
+        look()
+
+    monkeypatch.setattr(struct, "pack_into", slowly)
+    deaths.note([SECOND])
+    assert seen == [before, [], before, []]
+    assert len(before) == 1
+    assert len(other.recent()) == 2
+
+
 def test_the_oldest_deaths_go_where_there_is_no_room() -> None:
     deaths = Deaths(Clock())
     for each in range(100):
         deaths.note([Call("t", [f"{each}-{number}" for number in range(1000)])])
     known = _reader(deaths, Clock()).recent()
     assert 10 < len(known) < 100
-    assert "99-0" in (known[-1].ids or ())
+    for number, death in enumerate(reversed(known)):
+        assert f"{99 - number}-0" in (death.ids or ())
+
+
+@pytest.mark.parametrize("too_many", [0, 1])
+def test_a_death_of_which_there_is_too_much_to_tell_is_not_known(
+    too_many: int,
+) -> None:
+    deaths = Deaths(Clock())
+    room = len(vars(deaths)["_memory"]) - 8 - len('[[1000.0, [""]]]')
+    deaths.note([Call("t", ["x" * (room + too_many)])])
+    assert len(_reader(deaths, Clock()).recent()) == 1 - too_many
 
 
 class Redelivering(InMemoryBroker):
