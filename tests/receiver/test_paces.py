@@ -386,18 +386,20 @@ def test_of_a_store_that_is_back_no_turn_is_sooner_than_the_pace_of_before(
     assert len(desk.asked) == (2 if is_kept else 3)
 
 
-def test_a_turn_that_passed_while_nobody_waited_is_used_by_nobody() -> None:
+@pytest.mark.parametrize("turn", [0, 5])
+def test_a_turn_that_passed_while_nobody_waited_is_used_by_nobody(turn: int) -> None:
     """Who comes after that asks for another one: it may be that of a process by now."""
     desk = Desk("1/s")
     pace = desk.pace
     pace.want(0, 1)
-    pace.answered(0, desk.asked[0], Turns(0, ""))
+    pace.answered(0, desk.asked[0], Turns(turn, ""))
     pace.rest()  # it was aborted
-    pace.want(LATENESS, 1)
-    assert pace.is_due(LATENESS)
+    on_time = LATENESS if turn == 0 else turn + 0.04  # as exactly as can be added
+    pace.want(on_time, 1)
+    assert pace.is_due(on_time)
     pace.rest()
-    pace.want(2 * LATENESS, 1)
-    assert not pace.is_due(2 * LATENESS)
+    pace.want(turn + 0.06, 1)
+    assert not pace.is_due(turn + 0.06)
     assert len(desk.asked) == 2
 
 
