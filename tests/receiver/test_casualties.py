@@ -25,6 +25,9 @@ from taskiq.receiver.casualties import (
     share,
     shared,
 )
+from taskiq.receiver.deliveries import Deliveries
+from taskiq.receiver.turns import Turn
+from tests.support.brokers import message_bytes
 from tests.support.virtual_time import virtual
 
 if TYPE_CHECKING:
@@ -264,7 +267,7 @@ async def test_what_only_waited_in_dead_processes_is_no_suspect(own: Shared) -> 
 
 
 async def test_the_same_of_a_plain_task_whose_suspects_run_ever_fewer_at_once(
-    own: Shared,
+    own: Shared, caplog: pytest.LogCaptureFixture
 ) -> None:
     """1 only waited, 0 and 2 ran once and five times: 3 is over, with or without."""
     for number in range(5):
@@ -293,6 +296,87 @@ async def test_the_same_of_a_plain_task_whose_suspects_run_ever_fewer_at_once(
         key: str(each.error) for key, each in results.results.items() if each.error
     }
     assert errors == {"3": "The message was delivered 6 times, 5 are allowed"}
+    [told] = [each for each in caplog.messages if "Runs alone" in each]
+    assert "6 times" in told
+    assert told.endswith("task double with ID 2.")
+
+
+ALONE, IN_TURN = Turn(1, is_alone=True), Turn(1)
+
+
+@pytest.mark.parametrize(
+    ("counts", "ran", "unknown", "limit", "parts", "named"),
+    [
+        # Nothing has died.
+        ([1, 1], [], 0, None, {"01": None}, ""),
+        # Another delivery of its id has: the first of this one is not a suspect.
+        ([1, 2], ["0"], 0, None, {"01": None}, ""),
+        # It is known that it only waited.
+        ([1, 1, 2], ["0", "1"], 0, None, {"012": None}, ""),
+        # Twice it may have run, thrice, and the last time; each has room for fewer.
+        ([2, 2, 1], [], 0, None, {"2": None, "01": None}, ""),
+        ([2, 1, 1], [], 0, None, {"12": None, "0": None}, "0"),
+        ([3, 1], [], 0, None, {"1": None, "0": IN_TURN}, "0"),
+        ([3, 1], [], 2, 9, {"1": None, "0": IN_TURN}, "0"),
+        ([3, 1], [], 2, 3, {"1": None, "0": IN_TURN}, "0"),
+        # It is known that it ran, and may run again, or not.
+        ([3, 1], ["0", "0"], 0, 9, {"1": None, "0": IN_TURN}, "0"),
+        ([3, 1], ["0", "0"], 0, 3, {"1": None, "0": ALONE}, "0"),
+        ([2, 1], ["0"], 0, 2, {"1": None, "0": ALONE}, "0"),
+    ],
+)
+async def test_who_shares_a_call_with_whom_and_runs_beside_what(
+    own: Shared,
+    counts: list[int],
+    ran: list[str],
+    unknown: int,
+    limit: int | None,
+    parts: dict[str, Turn | None],
+    named: str,
+) -> None:
+    """And which suspects are named, as they have a call to themselves."""
+    for task_id in ran:
+        own.deaths.note([Call("double", [task_id])])
+    for _ in range(unknown):
+        own.deaths.note(None)
+    assert await _parted(counts, limit) == (parts, dict.fromkeys(named, counts[0]))
+
+
+async def test_without_a_main_process_nobody_is_known_to_have_died(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(casualties, "_own", None)
+    assert await _parted([3, 1], limit=3) == ({"1": None, "0": IN_TURN}, {"0": 3})
+
+
+async def _parted(
+    counts: list[int], limit: int | None
+) -> tuple[dict[str, Turn | None], dict[str, int]]:
+    """Part messages of so many deliveries each, which are counted from 0."""
+    broker = Redelivering()
+
+    @broker.task("double", batch=True, batch_size=8, max_deliveries=limit)
+    async def double(numbers: list[int]) -> None: ...
+
+    runtime = Receiver(broker).runtime
+    members = [
+        runtime.delivery(
+            AckableMessage(
+                data=message_bytes(double, task_id=str(number)),
+                ack=lambda: None,
+                deliveries=count,
+            )
+        )
+        for number, count in enumerate(counts)
+    ]
+    turns, named = {}, {}
+    for run in await Deliveries(broker).runs(members, 8):
+        for part in run:
+            ids = "".join(each.message.task_id for each in part.members)
+            turns[ids] = part.turn
+            if part.deliveries:
+                named[ids] = part.deliveries
+    return turns, named
 
 
 async def test_what_is_aborted_while_it_waits_for_its_turn_never_runs(
@@ -342,13 +426,11 @@ async def test_news_of_a_death_is_waited_for_where_it_may_excuse(
     async def double(number: int) -> None:
         ran.append(number)
 
-    def note() -> None:
-        for _ in range(5):
-            own.deaths.note([])
-
     loop = asyncio.get_running_loop()
     if comes_at is not None:
-        loop.call_at(comes_at, note)
+        for _ in range(4):
+            own.deaths.note([])
+        loop.call_at(comes_at, own.deaths.note, [])
     await Receiver(broker, run_startup=False).listen(asyncio.Event())
     assert loop.time() == pytest.approx(seconds, abs=0.01)
     is_excused = comes_at is not None and comes_at < 1

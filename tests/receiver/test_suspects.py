@@ -18,9 +18,10 @@ from taskiq.receiver import Receiver
 from taskiq.receiver.casualties import Death
 from taskiq.receiver.suspects import Part, counted, has_died, parts, runs, turn_of
 from taskiq.receiver.turns import Turn
+from tests.support.virtual_time import virtual
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 
 
 @given(
@@ -212,25 +213,40 @@ async def away() -> int:
     raise ConnectionError("the server is away")
 
 
+async def hangs() -> int:
+    await asyncio.Event().wait()
+    raise NotImplementedError
+
+
 #: One is asked for its count, one cannot be asked, one says nothing.
 COUNTS = (1, 2, four, away, 2, 2, None)
 
 
 class Redelivering(InMemoryBroker):
-    """Delivers messages that say how often they were delivered; the last is bytes."""
+    """Delivers messages that say how often they were delivered; the last is bytes.
+
+    Every other one says so when it is equipped.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[bytes, Any] = {}
 
     def equip_message(self, message: bytes | AckableMessage) -> Any:
+        if isinstance(message, AckableMessage) and message.deliveries is None:
+            message.deliveries = self.counts.get(message.data)
         return message
 
     async def listen(self) -> AsyncGenerator[Any, None]:
         for number, deliveries in enumerate(COUNTS):
-            message = self.formatter.dumps(
+            data = self.formatter.dumps(
                 self.find_task("double").kicker()._prepare_message(number),  # type: ignore[union-attr]
-            )
+            ).message
+            self.counts[data] = deliveries
             yield AckableMessage(
-                data=message.message,
+                data=data,
                 ack=lambda: None,
-                deliveries=deliveries,
+                deliveries=None if number % 2 else deliveries,
             )
         yield self.formatter.dumps(
             self.find_task("double").kicker()._prepare_message(7),  # type: ignore[union-attr]
@@ -270,9 +286,17 @@ async def test_what_died_once_runs_side_by_side_where_there_are_slots(
     assert len(broker.result_backend.results) == 8  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("unknown", "seconds"), [(away, 0), (hangs, 5)])
+@virtual
 async def test_a_worker_calls_suspects_apart_and_settles_call_by_call(
+    unknown: Any,
+    seconds: float,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A broker that does not say its count has five seconds: then it is the first."""
+    counts = (*COUNTS[:3], unknown, *COUNTS[4:])
+    monkeypatch.setattr("tests.receiver.test_suspects.COUNTS", counts)
     broker = Redelivering()
     calls: list[list[int]] = []
 
@@ -296,7 +320,9 @@ async def test_a_worker_calls_suspects_apart_and_settles_call_by_call(
         10,
         4,
     ]
-    assert "Runs alone, as it was delivered 4 times" in caplog.text
+    [told] = [each for each in caplog.messages if "Runs alone" in each]
+    assert told.startswith("Runs alone, as it was delivered 4 times: a process may ")
+    assert asyncio.get_running_loop().time() == seconds
 
 
 async def test_the_items_of_a_chunk_that_came_twice_are_parted_like_messages() -> None:
@@ -313,15 +339,25 @@ async def test_the_items_of_a_chunk_that_came_twice_are_parted_like_messages() -
     async def keep(message: Any) -> None:
         sent.append(message.message)
 
+    asked: list[int] = []
+
+    def asks(deliveries: int) -> Callable[[], Coroutine[Any, Any, int]]:
+        async def ask() -> int:
+            asked.append(deliveries)
+            return deliveries
+
+        return ask
+
     async def listen() -> AsyncGenerator[AckableMessage, None]:
         for deliveries in (2, 1):
             data, ack = sent[0], (lambda: None)
-            yield AckableMessage(data=data, ack=ack, deliveries=deliveries)
+            yield AckableMessage(data=data, ack=ack, deliveries=asks(deliveries))
 
     broker.kick = keep  # type: ignore[method-assign]
     handle = await double.kiq_chunk(range(6))
     broker.listen = listen  # type: ignore[method-assign]
     await Receiver(broker, run_startup=False).listen(asyncio.Event())
     assert sorted(calls) == [[0, 1], [0, 1, 2, 3], [2, 3, 4, 5], [4, 5]]
+    assert asked == [2, 1, 2, 2, 1]  # once for each batch that it is in
     items = (await handle.get_result()).return_value
     assert [each.return_value for each in items] == [0, 2, 4, 6, 8, 10]
