@@ -234,7 +234,9 @@ class Redelivering(InMemoryBroker):
 
     def equip_message(self, message: bytes | AckableMessage) -> Any:
         if isinstance(message, AckableMessage) and message.deliveries is None:
-            message.deliveries = self.counts.get(message.data)
+            message.deliveries = self.counts[message.data]
+            if message.deliveries is None:
+                raise LookupError("nothing is known of it")
         return message
 
     async def listen(self) -> AsyncGenerator[Any, None]:
