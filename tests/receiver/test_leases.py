@@ -236,8 +236,19 @@ def test_leases_are_renewed_at_half_of_the_shortest() -> None:
     assert seconds_between([0.001], None) == 0.05
 
 
-def test_only_what_has_a_lease_can_be_renewed() -> None:
-    assert by_group([AckableMessage(data=b"", ack=print)]) == ([], [])
+def test_what_has_a_lease_is_renewed_with_those_of_its_group_or_alone() -> None:
+    one, two = (SimpleNamespace(extend=print) for _ in range(2))
+    none = SimpleNamespace()  # it acknowledges together, and renews nothing
+    groups = [one, two, one, none, None]
+    messages: list[Any] = [
+        AckableMessage(data=b"", ack=print, ack_group=group, extend=extend)
+        for extend in (None, print)
+        for group in groups
+    ]
+    together, alone = by_group(messages)
+    numbers = {id(each): number for number, each in enumerate(messages)}
+    told = [[numbers[id(each)] for each in group] for group in (*together, alone)]
+    assert told == [[0, 2, 5, 7], [1, 6], [8, 9]]
 
 
 async def test_what_has_ended_is_not_kept_in_mind_until_the_next_renewing(
