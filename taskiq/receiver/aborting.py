@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from taskiq.aborts import store_of
 from taskiq.acks import AcknowledgeType
 from taskiq.bulk import GroupCommit, cancel_all
 from taskiq.chunks import sent_id
-from taskiq.context import BatchContext
 from taskiq.exceptions import TaskAbortedError
 from taskiq.outcome import Failed
 from taskiq.receiver.containment import contain
@@ -54,7 +54,7 @@ class Aborting:
         self._aborts = store.aborts
         self._heard: deque[Collection[str]] = deque()
         self._is_sweeping = False
-        self._looks = GroupCommit(self._look)
+        self._looks: GroupCommit[str, bool] = GroupCommit(self._look)
         self._no_look_before = 0.0
         self._following: asyncio.Task[None] | None = None
         self._calls = runtime.receiver.execution.waiting_in(runtime.loop)
@@ -71,42 +71,34 @@ class Aborting:
     def concerns(self, task_id: str) -> bool:
         """Whether there is something to ask about a message before it runs."""
         aborts = self._aborts
-        return not aborts.is_current or (bool(aborts) and task_id in aborts)
+        return not aborts.is_current or task_id in aborts
 
     async def before(self, delivery: Delivery) -> Failed | None:
         """Say that a message was aborted, if it was."""
         task_id = delivery.message.task_id
         if task_id in self._aborts or (
-            not self._aborts.is_current and await self._is_marked(task_id)
+            not self._aborts.is_current and await self._looks.submit(task_id)
         ):
             return abort(delivery)
         return None
 
-    async def _is_marked(self, task_id: str) -> bool:
-        """Look at the store, together with others; one that is away marks nothing."""
-        if self._loop.time() < self._no_look_before:
-            return False
-        found: Any = await contain(self._looks.submit, task_id, seconds=_PATIENCE)
-        if isinstance(found, Failed):
-            self._cannot_look(found.error)
-            return False
-        return bool(found)
+    async def _look(self, task_ids: Sequence[str]) -> Sequence[bool]:
+        """Look at the store for several; one that is away marks nothing.
 
-    def _cannot_look(self, error: BaseException) -> None:
-        """Look no more for a while; it is told once for all that asked meanwhile."""
-        now = self._loop.time()
-        if now < self._no_look_before:
-            return
-        self._no_look_before = now + _PATIENCE
-        logger.warning(
-            "Cannot look whether messages were aborted: %r. Those of the next "
-            "%g seconds run unless they are told of.",
-            error,
-            _PATIENCE,
-        )
-
-    async def _look(self, task_ids: Sequence[str]) -> list[bool | Exception]:
-        marked = await self._store.look(task_ids)
+        Nor is it looked at for a while then, for those that wait meanwhile either.
+        """
+        marked: Any = ()
+        if self._loop.time() >= self._no_look_before:
+            marked = await contain(self._store.look, task_ids, seconds=_PATIENCE)
+        if isinstance(marked, Failed):
+            self._no_look_before = self._loop.time() + _PATIENCE
+            logger.warning(
+                "Cannot look whether messages were aborted: %r. Those of the next "
+                "%g seconds run unless they are told of.",
+                marked.error,
+                _PATIENCE,
+            )
+            marked = ()
         return [task_id in marked for task_id in task_ids]
 
     # -- In a batch ----------------------------------------------------------------
@@ -131,10 +123,8 @@ class Aborting:
         if self._is_sweeping:
             return
         self._is_sweeping = True
-        try:
+        with suppress(RuntimeError):  # it is closed, and holds nothing
             self._loop.call_soon_threadsafe(self._sweep)
-        except RuntimeError:  # it is closed, and holds nothing
-            self._is_sweeping = False
 
     def _sweep(self) -> None:
         self._is_sweeping = False
@@ -158,8 +148,7 @@ class Aborting:
 
     def _is_over(self, call: Call) -> bool:
         """Whether nobody wants a call any more: all of its messages are aborted."""
-        is_plain = not isinstance(call.context, BatchContext)
-        return is_plain or all(each in self._aborts for each in call.sent_ids())
+        return all(each in self._aborts for each in call.sent_ids())
 
     async def _settle(self, delivery: Delivery) -> None:
         """Settle a message that waited in a batch."""

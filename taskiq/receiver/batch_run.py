@@ -11,7 +11,7 @@ from taskiq.hooks import hooks_of
 from taskiq.receiver.batch_call import BatchCall
 from taskiq.receiver.casualties import shared
 from taskiq.receiver.containment import run_hooks
-from taskiq.receiver.deliveries import Part
+from taskiq.receiver.deliveries import Part, log_alone
 from taskiq.receiver.diagnosis import describe_batch, log_batch
 from taskiq.receiver.states import BatchState, MessageState
 from taskiq.receiver.tasks import work_for
@@ -71,11 +71,13 @@ class BatchRun:
             if member.context is not None:
                 # What its hooks do from now on is done for the batch.
                 member.context.run(work_for, self)
-        for number, (members, turn) in enumerate(parts, 1):
+        for number, (members, turn, deliveries) in enumerate(parts, 1):
             if len(parts) > 1:
                 self._info = self._info_of(members)
             if number > 1:
                 await self._turn()
+            if deliveries:
+                log_alone(deliveries, members[0])
             await self._runtime.turns.enter(turn)
             try:
                 is_last = number == len(parts)

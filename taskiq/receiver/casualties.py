@@ -157,7 +157,7 @@ class Deaths:
             del self._known[0]
         self._edition += 2
         # Odd while it is written: nobody is to read that.
-        _NUMBERS.pack_into(self._memory, 0, self._edition - 1, 0)
+        _NUMBER.pack_into(self._memory, 0, self._edition - 1)
         struct.pack_into(f"{len(told)}s", self._memory, _NUMBERS.size, told)
         _NUMBERS.pack_into(self._memory, 0, self._edition, len(told))
 

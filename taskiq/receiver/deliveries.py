@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from taskiq.acks import AckableMessage
-from taskiq.capabilities import deliveries_of, equip, resolve
+from taskiq.capabilities import equip, resolve
 from taskiq.receiver import suspects
 from taskiq.receiver.casualties import shared
 from taskiq.receiver.containment import attempt, contain
@@ -27,6 +27,8 @@ _MANY: Final = 128
 #: How often to look for news of a death, and seconds between two looks.
 _LOOKS: Final = 20
 _PAUSE: Final = 0.05
+#: Seconds that a broker has to say how often it delivered a message.
+_PATIENCE: Final = 5.0
 
 
 class Part(NamedTuple):
@@ -34,10 +36,12 @@ class Part(NamedTuple):
 
     :ivar members: the messages.
     :ivar turn: what they may run beside, `None` for anything.
+    :ivar deliveries: of a suspect that has the call to itself; 0 for any other ones.
     """
 
     members: Sequence[Delivery]
     turn: Turn | None = None
+    deliveries: int = 0
 
 
 class Deliveries:
@@ -70,23 +74,23 @@ class Deliveries:
             latest = member.raw
         if all(count <= 1 for count in told):
             return ((Part(members),),)
-        counts = [
-            counted(member, count) for member, count in zip(members, told, strict=True)
-        ]
-        policy = None if members[0].task is None else members[0].task.policy
-        limit = None if policy is None else policy.max_deliveries
-        found = suspects.parts(counts, size, limit)
-        for indexes, _ in found:
-            if len(indexes) == 1 and counts[indexes[0]] > 1:
-                _log_alone(told[indexes[0]], members[indexes[0]])
+        counts = list(map(counted, members, told))
+        task = members[0].task
+        assert task is not None  # noqa: S101 - it has batches
+        limit = None if task.policy is None else task.policy.max_deliveries
 
         def made(part: suspects.Part) -> Part:
             own = [members[index] for index in part.indexes]
+            first = part.indexes[0]
+            is_suspect = len(own) == 1 and counts[first] > 1
+            deliveries = told[first] if is_suspect else 0
             if not part.is_exclusive:
-                return Part(own)
-            last = limit is not None and counts[part.indexes[0]] >= limit
-            return Part(own, Turn(1, is_alone=last and _has_died(own[0])))
+                return Part(own, None, deliveries)
+            last = limit is not None and counts[first] >= limit
+            turn = Turn(1, is_alone=last and _has_died(own[0]))
+            return Part(own, turn, deliveries)
 
+        found = suspects.parts(counts, size, limit)
         return [[made(part) for part in run] for run in suspects.runs(found)]
 
     async def _count(self, member: Delivery) -> int:
@@ -98,7 +102,7 @@ class Deliveries:
         if told is None:
             told = getattr(attempt(equip, self._broker, raw), "deliveries", None)
         if callable(told):
-            told = await contain(deliveries_of, raw, seconds=5.0)
+            told = await contain(told, seconds=_PATIENCE)
         return told if isinstance(told, int) else 1
 
 
@@ -129,7 +133,7 @@ def turn_of(
         return None
     turn = suspects.turn_of(counted(delivery, deliveries), slots or _MANY, limit)
     if turn.is_alone:
-        _log_alone(deliveries, delivery)
+        log_alone(deliveries, delivery)
     return turn
 
 
@@ -140,7 +144,8 @@ def _has_died(delivery: Delivery) -> bool:
     return suspects.has_died(delivery.message.task_id, own.deaths.recent())
 
 
-def _log_alone(deliveries: int, delivery: Delivery) -> None:
+def log_alone(deliveries: int, delivery: Delivery) -> None:
+    """Name a suspect that has a call to itself."""
     logger.warning(
         "Runs alone, as it was delivered %d times: a process may have died of %s.",
         deliveries,

@@ -97,8 +97,7 @@ def most_together(deliveries: int, size: int, limit: int | None = None) -> int:
     :param limit: `max_deliveries` of their task.
     """
     before = max(deliveries - 1, 0)
-    # No size is larger than that; a larger shift would only take long.
-    most = size >> min(before, 64)
+    most = size >> before
     if before and limit is not None:
         # By as much each time that one is left at the last.
         share = max(1 - before / max(limit - 1, 1), 0)

@@ -21,6 +21,8 @@ from taskiq import (
     TaskiqMiddleware,
     TaskiqResult,
 )
+from taskiq.aborts import Aborts, InMemoryAborts
+from taskiq.batch import FlushReason
 from taskiq.chunks import ITEMS
 from taskiq.dead_letters.store import InMemoryDeadLetters
 from taskiq.depends.progress_tracker import ProgressTracker
@@ -33,7 +35,14 @@ from taskiq.exceptions import (
 from tests.support.brokers import QueueBroker
 from tests.support.recorders import RecordingBackend
 from tests.support.virtual_time import run_virtual, virtual
-from tests.support.worker import FOREVER, BatchWorker, CurrentBatch, Gate, GatedBackend
+from tests.support.worker import (
+    FOREVER,
+    BatchWorker,
+    CurrentBatch,
+    Gate,
+    GatedBackend,
+    complaints,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -75,6 +84,10 @@ def outcomes(worker: BatchWorker, task_id: str = "chunk") -> list[Any]:
     """For each item of a chunk what it returned, or the class of its error."""
     result = worker.backend.results[task_id]
     assert result.error is None
+    for each in result.return_value:
+        assert each.is_err is (each.error is not None)
+        assert each.execution_time >= 0
+        assert (each.labels, each.log) == ({}, None)
     return [
         each.return_value if each.error is None else type(each.error)
         for each in result.return_value
@@ -290,6 +303,78 @@ async def test_it_holds_its_delivery_slot_until_each_item_has_a_place() -> None:
     worker.assert_as_new()
 
 
+@virtual
+async def test_it_holds_its_delivery_slot_until_the_last_item_has_one() -> None:
+    """Also where some of its items fit in no batch."""
+    ends = [asyncio.Event() for _ in range(4)]
+
+    async def body(items: list[int]) -> list[int]:
+        await ends[items[0]].wait()
+        return items
+
+    def none_of_nine(item: int, rest: str) -> int:
+        return 1 // (9 - item)
+
+    worker = worker_of(
+        body,
+        batch_size=1,
+        batch_max_buffered=2,
+        max_async_tasks=2,
+        batch_key=none_of_nine,
+    )
+    await send_chunk(worker, [0, 1, 2, 9, 3])
+    listening = worker.listen()
+    await worker.until_held(2)
+    free: list[int] = []
+    for end in ends:
+        await asyncio.sleep(1)
+        free.append(worker.free_deliveries)  # one of two reads on
+        end.set()
+    worker.finish.set()
+    await listening
+    assert free == [0, 0, 1, 1]
+    assert outcomes(worker) == [0, 1, 2, ZeroDivisionError, 3]
+    worker.assert_as_new()
+
+
+@virtual
+async def test_its_time_is_that_of_the_calls_together_and_of_an_item_that_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = asyncio.get_running_loop().time
+    monkeypatch.setattr("time.perf_counter", clock)
+
+    async def body(items: list[int]) -> list[int]:
+        await asyncio.sleep(items[0])
+        return items
+
+    worker = worker_of(body, batch_size=2)
+    await send_chunk(worker, [1, 2, 3, 4])
+    await worker.run()
+    result = worker.backend.results["chunk"]
+    assert result.execution_time == 1 + 3
+    assert [each.execution_time for each in result.return_value] == [1, 1, 3, 3]
+
+
+@pytest.mark.parametrize("is_recording", [True, False])
+@virtual
+async def test_its_hooks_may_wait_for_all_that_is_held(is_recording: bool) -> None:
+    """But themselves."""
+
+    class Waiting(TaskiqMiddleware):
+        async def post_save(self, message: TaskiqMessage, result: Any) -> None:
+            await worker.receiver.runtime.wait_idle(FlushReason.MANUAL)
+            waited.append(message.task_id)
+
+    waited: list[str] = []
+    worker = worker_of(doubled, Waiting(), batch_size=2, is_recording=is_recording)
+    await send_chunk(worker, [0, 1, 2])
+    await worker.run()
+    assert waited == ["chunk"]
+    assert worker.broker.acked == ["chunk"]
+    worker.assert_as_new()
+
+
 def worker_with_one_place(**options: Any) -> tuple[BatchWorker, Gate, Any, list[float]]:
     """Make a worker whose batch task may hold one item, and one of a plain task.
 
@@ -410,7 +495,11 @@ async def test_an_item_that_fits_in_no_batch_fails_alone(
         "ValidationError",
     ]
     assert "Cannot run 2 of 4 items of task" in caplog.text
-    assert "item 1: " in caplog.text
+    assert "item 1: ValidationError" in caplog.text
+    times = [
+        each.execution_time for each in worker.backend.results["chunk"].return_value
+    ]
+    assert times[1] == times[3] == 0
 
 
 @pytest.mark.parametrize("more", [0, 2])
@@ -432,6 +521,7 @@ async def test_one_of_which_no_item_fits_is_settled_all_the_same(
     assert worker.broker.acked == ["chunk"]
     assert "item 9: " in caplog.text
     assert ("; and 2 more" in caplog.text) is bool(more)
+    assert ("; and " in caplog.text) is bool(more)
     assert "item 10: " not in caplog.text
     worker.assert_as_new()
 
@@ -621,12 +711,15 @@ async def test_what_the_task_says_of_an_item_is_its_outcome_and_no_other_ones() 
     ]
     assert worker.values["0"] == "single"
     assert not worker.broker.take_all()  # nothing was sent again
-    nacked = worker.backend.results["chunk"].return_value[4].error
-    assert isinstance(nacked, ChunkItemError)
-    assert str(nacked) == (
-        "The task asked to give it back, and item 4 of chunk chunk has no message of "
-        "its own for that: send the item once more"
-    )
+    items = worker.backend.results["chunk"].return_value
+    for index, wish in (
+        (4, "to give it back"),
+        (6, "for no result, or for another run"),
+    ):
+        assert str(items[index].error) == (
+            f"The task asked {wish}, and item {index} of chunk chunk has no message of "
+            "its own for that: send the item once more"
+        )
 
 
 @pytest.mark.parametrize("wish", ["nack", "requeue", "reject"])
@@ -926,17 +1019,79 @@ async def test_an_aborted_one_runs_no_more_items_and_ends_as_aborted(room: int) 
     broker.executor.shutdown()
 
 
+@virtual
+async def test_of_an_aborted_one_only_what_runs_with_others_goes_on() -> None:
+    """Others are read as soon as nothing of it waits; what was aborted stays so when
+    its mark has ended."""
+    worker = worker_of(
+        doubled,
+        batch_size=2,
+        batch_max_buffered=4,
+        batch_concurrency=1,
+        max_async_tasks=2,
+    )
+    gate = worker.in_call = Gate()
+    store = InMemoryAborts()
+    store.aborts = Aborts(10, asyncio.get_running_loop().time)
+    store.aborts.is_current = True
+    worker.broker.with_abort_store(store)
+    await worker.send(100)
+    await send_chunk(worker, [*range(6)])
+    listening = worker.listen()
+    await worker.until_held(4)
+    await gate.reached.wait()
+    free = [worker.free_deliveries]
+    await store.mark("chunk")
+    await asyncio.sleep(1)
+    free.append(worker.free_deliveries)
+    assert free == [0, 1]
+    await asyncio.sleep(10)
+    gate.opened.set()
+    worker.finish.set()
+    await listening
+    assert worker.calls == [[100, 0]]
+    assert worker.values["0"] == 200
+    assert outcomes(worker) == [0, *[TaskAbortedError] * 5]
+    items = worker.backend.results["chunk"].return_value[1:]
+    assert {(each.error.task_id, each.execution_time) for each in items} == {
+        ("chunk", 0)
+    }
+    worker.assert_as_new()
+
+
+@virtual
+async def test_an_aborted_one_ends_at_once_whatever_its_items_wait_for() -> None:
+    broker = InMemoryBroker()
+
+    @broker.task(batch=True, batch_size=10, batch_timeout=60)
+    async def work(items: list[int]) -> list[int]:
+        raise NotImplementedError
+
+    handle = await work.kiq_chunk([*range(3)])
+    await asyncio.sleep(1)
+    assert await handle.abort()
+    result = await handle.wait_result(timeout=5)
+    assert isinstance(result.error, TaskAbortedError)
+    assert asyncio.get_running_loop().time() == 1
+    broker.executor.shutdown()
+
+
 # -- Other entrances -------------------------------------------------------------------
 
 
 @virtual
-async def test_a_callback_returns_when_it_is_settled() -> None:
+async def test_a_callback_returns_when_it_is_settled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     worker = worker_of(doubled, batch_size=2)
     await send_chunk(worker, [0, 1])
     [message] = worker.broker.take_all()
     await worker.receiver.callback(worker.ackable(message.message, "chunk"))
     assert outcomes(worker) == [0, 2]
     assert worker.broker.acked == ["chunk"]
+    assert complaints(caplog) == []
+    await asyncio.sleep(0)
+    worker.assert_as_new()
 
 
 @virtual
@@ -950,6 +1105,7 @@ async def test_a_callback_that_is_cancelled_gives_its_items_up() -> None:
     await worker.in_call.reached.wait()
     callback.cancel()
     await asyncio.wait([callback])
+    assert callback.cancelled()
     worker.in_call.opened.set()
     await asyncio.sleep(1)
     assert worker.calls == [[0, 1]]
@@ -978,18 +1134,29 @@ async def test_a_callback_that_is_cancelled_with_its_last_item_gives_it_up() -> 
     worker.assert_as_new()
 
 
+class SlowBackend(RecordingBackend):
+    async def set_result(self, task_id: str, result: TaskiqResult[Any]) -> None:
+        await asyncio.sleep(1)
+        await super().set_result(task_id, result)
+
+
 @virtual
 async def test_in_place_each_item_is_a_batch_of_its_own() -> None:
     broker = InMemoryBroker(await_inplace=True)
+    backend = SlowBackend()
+    broker.with_result_backend(backend)
     calls: list[list[int]] = []
 
     @broker.task(batch=True, batch_timeout=FOREVER)
     async def work(items: list[int]) -> list[int]:
+        with pytest.raises(RuntimeError, match="it is one of them"):
+            await broker.wait_all()
         calls.append(items)
         return items
 
     handle = await work.kiq_chunk([0, 1, 2])
     assert await handle.is_ready()
+    assert backend.saved == [handle.task_id]
     assert calls == [[0], [1], [2]]
     empty = await work.kiq_chunk([])
     assert await empty.is_ready()

@@ -161,12 +161,20 @@ def test_time_to_stop_is_shared_by_batches_that_wait_for_a_slot() -> None:
 
 
 class RedeliveringBroker(QueueBroker):
-    """Says of each message that it was delivered once before: each runs alone."""
+    """Says of each message that it was delivered once before: each runs alone.
+
+    :param deliveries: what it says.
+    """
 
     message_capabilities = ("deliveries",)
 
+    def __init__(self, deliveries: int | Callable[[], Any] = 2) -> None:
+        super().__init__()
+        self.deliveries = deliveries
+
     def ackable(self, message: BrokerMessage) -> AckableMessage:
-        return super().ackable(message).model_copy(update={"deliveries": 2})
+        told = {"deliveries": self.deliveries}
+        return super().ackable(message).model_copy(update=told)
 
 
 @pytest.mark.parametrize("kind", ["plain", "batch", "suspects"])
@@ -400,6 +408,35 @@ def test_a_message_held_up_by_a_hook_is_let_go_when_listening_was_cancelled(
         "task work with ID id 1.",
         "task work with ID id 2.",
     ]
+
+
+def test_suspects_that_are_counted_when_listening_is_cancelled_begin_nothing_new(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Their batch has begun and makes its own call; the others need one each."""
+
+    async def main() -> None:
+        gate = Gate()
+
+        async def count() -> int:
+            await gate.pass_through()
+            return 2
+
+        worker = stopping(broker=RedeliveringBroker(count), wait_tasks_timeout=5)
+        await worker.send(1, 2)
+        listening = worker.listen()
+        await gate.reached.wait()
+        listening.cancel()
+        await asyncio.sleep(1)  # of its grace of five
+        gate.opened.set()
+        assert isinstance(await _ends(listening), asyncio.CancelledError)
+        [[called]] = worker.calls
+        assert worker.broker.acked == [f"id {called}"]
+        told = [line for line in caplog.messages if "Discarding 1 buffered" in line]
+        assert [line.rpartition(" ")[2] for line in told] == [f"{3 - called}."]
+        worker.assert_as_new()
+
+    run_virtual(main())
 
 
 def test_a_call_that_takes_its_time_to_clean_up_is_waited_for_so_long(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 import time
 from collections.abc import AsyncGenerator  # dependencies are resolved by it
@@ -22,18 +23,19 @@ from taskiq.receiver import Receiver
 from taskiq.testing import ManualClock
 from tests.support.virtual_time import virtual
 from tests.support.work import Work
-from tests.support.worker import BatchWorker
+from tests.support.worker import BatchWorker, Gate, GatedBackend, complaints
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from taskiq.message import BrokerMessage
+    from taskiq.message import BrokerMessage, TaskiqMessage
     from taskiq.task import AsyncTaskiqTask
 
 
 async def is_aborted(handle: AsyncTaskiqTask[Any]) -> bool:
     result = await handle.wait_result(timeout=5)
-    return result.is_err and isinstance(result.error, TaskAbortedError)
+    error = result.error
+    return isinstance(error, TaskAbortedError) and error.task_id == handle.task_id
 
 
 @pytest.fixture
@@ -258,36 +260,39 @@ class Holding(TaskiqMiddleware):
         await self.go_on.wait()
 
 
-@pytest.mark.parametrize("aborted", [{1}, {0, 1, 2}])
-async def test_what_waits_in_a_sealed_batch_is_left_out_of_its_call(
-    aborted: set[int],
+@pytest.mark.parametrize("aborted", [{1}, {*range(10)}, {*range(12)}])
+async def test_what_waits_in_a_sealed_batch_is_left_out_of_its_call_and_named(
+    aborted: set[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also all of it: then there is no call."""
+    """Also all of it: then there is no call. One line names ten."""
     holding = Holding()
     broker = QueueBroker().with_middlewares(holding)
     calls: list[list[int]] = []
 
-    @broker.task(batch=True, batch_size=3, batch_timeout=60)
+    @broker.task("double", batch=True, batch_size=12, batch_timeout=60)
     async def double(numbers: list[int]) -> list[int]:
         calls.append(numbers)
         return [2 * number for number in numbers]
 
-    handles = await double.kiq_many(range(3))
+    handles = await double.kiq_many(range(12))
     finish = asyncio.Event()
-    receiver = Receiver(broker, max_async_tasks=1, max_prefetch=9, run_startup=False)
+    receiver = Receiver(broker, max_async_tasks=1, max_prefetch=12, run_startup=False)
     listening = asyncio.create_task(receiver.listen(finish))
     await holding.has_left.wait()
     for each in aborted:
         await handles[each].abort()
     holding.go_on.set()
     assert all([await is_aborted(handles[each]) for each in aborted])
-    others = sorted(set(range(3)) - aborted)
+    others = sorted(set(range(12)) - aborted)
     results = [await handles[each].wait_result(timeout=5) for each in others]
     assert [each.return_value for each in results] == [2 * each for each in others]
     finish.set()
     await listening
     assert calls == [others] * bool(others)
-    assert len(broker.acked) == 3
+    assert len(broker.acked) == 12
+    ids = [f"task double with ID {handles[each].task_id}" for each in sorted(aborted)]
+    more = " and 2 more" if len(aborted) == 12 else ""
+    assert f"Aborted: {', '.join(ids[:10])}{more}." in caplog.messages
 
 
 _HELD: Final[dict[str, dict[str, Any]]] = {
@@ -355,9 +360,81 @@ async def test_a_slot_that_comes_when_nothing_waits_for_it_any_more_is_given_bac
     worker.assert_as_new()
 
 
+class Following(TaskiqMiddleware):
+    """Notes who asked for what is saved."""
+
+    def __init__(self, caller: contextvars.ContextVar[str]) -> None:
+        super().__init__()
+        self.caller = caller
+        self.callers: list[str] = []
+
+    async def post_save(self, message: TaskiqMessage, result: Any) -> None:
+        self.callers.append(self.caller.get("nobody"))
+
+
+@pytest.mark.parametrize("is_saved", [True, False])
+@virtual
+async def test_what_is_aborted_in_a_batch_is_a_message_like_others(
+    is_saved: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its callback returns, its hooks know nothing of who aborted it, and a stop names
+    it that comes before its result is saved."""
+    gate = Gate()
+    caller = contextvars.ContextVar[str]("caller")
+    following = Following(caller)
+    backend = GatedBackend(gate)
+    worker = BatchWorker(
+        len,
+        following,
+        backend=backend,
+        is_recording=False,  # or it has a context of its own, from the time it came
+        batch_size=2,
+        wait_tasks_timeout=5,
+    )
+    store = InMemoryAborts()
+    worker.broker.with_abort_store(store)
+    await worker.send("aborted")
+    listening = worker.listen()
+    await worker.until_held(1)
+    caller.set("who aborts")
+    await store.mark("0")
+    await gate.reached.wait()
+    worker.finish.set()
+    if is_saved:
+        gate.opened.set()
+    await listening
+    assert worker.broker.acked == ["0"] * is_saved
+    assert following.callers == ["nobody"] * is_saved
+    told = ["Stopped before it was done, not acknowledged: task work with ID 0."]
+    assert complaints(caplog) == told * (not is_saved)
+    assert all(each.execution_time == 0 for each in worker.backend.results.values())
+    assert worker.calls == []
+    worker.assert_as_new()
+
+
+@virtual
+async def test_a_callback_returns_when_its_message_is_aborted_in_a_batch(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = BatchWorker(batch_size=2)
+    store = InMemoryAborts()
+    worker.broker.with_abort_store(store)
+    await worker.send("aborted")
+    [message] = worker.broker.take_all()
+    delivery = worker.ackable(message.message, "0")
+    callback = asyncio.ensure_future(worker.receiver.callback(delivery))
+    await worker.until_held(1)
+    await store.mark("0")
+    await callback
+    assert worker.broker.acked == ["0"]
+    assert isinstance(worker.errors["0"], TaskAbortedError)
+    assert complaints(caplog) == []
+    worker.assert_as_new()
+
+
+@virtual
 async def test_a_lost_subscription_is_made_again_soon_after_one_that_held(
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The pauses double for as long as none of them holds."""
     held = iter([False, False, True, False])
@@ -371,7 +448,6 @@ async def test_a_lost_subscription_is_made_again_soon_after_one_that_held(
                 over.set()
                 await asyncio.Event().wait()
 
-    monkeypatch.setattr("taskiq.receiver.aborting._FIRST_PAUSE", 0.001)
     broker = QueueBroker()
     broker.with_abort_store(Losing(set()))
     finish = asyncio.Event()
@@ -382,7 +458,9 @@ async def test_a_lost_subscription_is_made_again_soon_after_one_that_held(
     await listening
     told = [each for each in caplog.messages if "No longer told" in each]
     pauses = [each.rpartition("trying in ")[2] for each in told]
-    assert pauses == ["0.001 s.", "0.002 s.", "0.001 s.", "0.002 s."]
+    assert pauses == ["0.05 s.", "0.1 s.", "0.05 s.", "0.1 s."]
+    assert all("messages: it ended." in each for each in told)
+    assert asyncio.get_running_loop().time() == pytest.approx(0.3)
 
 
 class Remote(InMemoryAborts):
@@ -474,36 +552,69 @@ async def test_a_worker_acknowledges_what_is_aborted_and_looks_in_bulk(
     assert not store.aborts.is_current
 
 
-async def test_a_worker_without_its_store_says_so_and_runs(
-    caplog: pytest.LogCaptureFixture,
+class Failing(Remote):
+    """A store whose second look fails, and which cannot be followed."""
+
+    def __init__(self, *, hangs: bool) -> None:
+        super().__init__({"3", "5"})
+        self.hangs = hangs
+        self.moments: list[float] = []
+
+    async def look(self, task_ids: Sequence[str]) -> Collection[str]:
+        self.looks.append(task_ids)
+        self.moments.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(1)
+        if len(self.looks) == 2:
+            if self.hangs:
+                await asyncio.Event().wait()
+            raise OSError("away")
+        return self.marked & set(task_ids)
+
+    async def follow(self) -> None:
+        raise OSError("lost")
+
+
+@pytest.mark.parametrize(
+    ("hangs", "error", "fails_at"),
+    [(False, "OSError('away')", 2), (True, "TimeoutError('no end within 5 s')", 6)],
+)
+@virtual
+async def test_a_worker_whose_store_is_away_says_so_and_runs(
+    hangs: bool, error: str, fails_at: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Away(Remote):
-        async def look(self, task_ids: Sequence[str]) -> Collection[str]:
-            await super().look(task_ids)  # others ask meanwhile, and are not told again
-            raise OSError("away")
-
-        async def follow(self) -> None:
-            raise OSError("away")
-
-    broker, store = QueueBroker(), Away(set())
+    """A look has five seconds, and no other one follows within five seconds."""
+    broker, store = QueueBroker(), Failing(hangs=hangs)
     broker.with_abort_store(store)
+    loop = asyncio.get_running_loop()
+    runs: list[tuple[float, int]] = []
 
     @broker.task
-    async def double(number: int) -> int:
-        return 2 * number
+    async def note(number: int) -> None:
+        runs.append((loop.time(), number))
 
     finish = asyncio.Event()
     receiver = Receiver(broker, run_startup=False)
     listening = asyncio.create_task(receiver.listen(finish))
-    handles = [await double.kiq(0)]
-    while not store.looks:  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    handles += await double.kiq_many(range(1, 100))
-    results = [await each.wait_result(timeout=5) for each in handles]
+    # 2 asks while a look goes on, 3 while the next one does, which fails.
+    moments = [0, 0.5, 1.5, fails_at + 4.9, fails_at + 5]
+    for number, moment in enumerate(moments, 1):
+        await asyncio.sleep(moment - loop.time())
+        await note.kicker().with_task_id(str(number)).kiq(number)
+    await asyncio.sleep(2)
     finish.set()
     await listening
-    assert [each.return_value for each in results] == list(range(0, 200, 2))
-    first, second = store.looks  # and no third one for those who came after them
-    assert len(first) == 1 < len(second)
-    assert caplog.text.count("Cannot look whether messages were aborted") == 1
-    assert "No longer told of aborted messages: OSError('away')" in caplog.text
+    assert store.looks == [["1"], ["2"], ["5"]]
+    assert store.moments == [0, 1, fails_at + 5]
+    assert runs == [(1, 1), (fails_at, 2), (fails_at, 3), (fails_at + 4.9, 4)]
+    assert len(broker.acked) == 5
+    said = [each for each in caplog.messages if "Cannot look" in each]
+    assert said == [
+        f"Cannot look whether messages were aborted: {error}. Those of the next "
+        "5 seconds run unless they are told of."
+    ]
+    told = [each for each in caplog.messages if "No longer told" in each]
+    assert all("aborted messages: OSError('lost'). " in each for each in told)
+    pauses = [each.rpartition("trying in ")[2] for each in told]
+    ever_longer = [f"{0.05 * 2**number:g} s." for number in range(7)]
+    assert pauses[:9] == [*ever_longer, "5 s.", "5 s."][: len(pauses)]
+    assert len(pauses) > 7

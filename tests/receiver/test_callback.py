@@ -903,6 +903,22 @@ def that_cannot_be_saved(worker: Worker) -> bytes:
     return message_bytes(failing_task(worker, NotImplementedError()), task_id="bad")
 
 
+def of_an_id_that_the_backend_refuses(worker: Worker) -> bytes:
+    worker.backend.refused.add("bad")
+    return message_bytes(working_task(worker), task_id="bad")
+
+
+def of_an_id_that_no_backend_takes(worker: Worker) -> bytes:
+    """It would be refused the next time, too, and run for ever."""
+    worker.backend.refused.add("bad\0")
+    return message_bytes(working_task(worker), task_id="bad\0")
+
+
+def of_such_an_id_while_the_backend_is_away(worker: Worker) -> bytes:
+    worker.backend.failing.add("bad\0")
+    return message_bytes(working_task(worker), task_id="bad\0")
+
+
 def that_cannot_be_acked(worker: Worker) -> bytes:
     worker.broker.failing_acks.add("bad")
     return message_bytes(failing_task(worker), task_id="bad")
@@ -952,6 +968,9 @@ BAD_MESSAGES = [
     (with_bad_ack_label, 1, 1, 1),
     (with_bad_timeout, 1, 1, 1),
     (that_cannot_be_saved, 0, 0, 3),
+    (of_an_id_that_the_backend_refuses, 0, 0, 2),
+    (of_an_id_that_no_backend_takes, 0, 1, 2),
+    (of_such_an_id_while_the_backend_is_away, 0, 0, 2),
     (that_cannot_be_acked, 1, 0, 3),
     (of_a_task_that_cannot_be_prepared, 1, 1, 1),
     (with_overrides_that_cannot_be_built, 1, 1, 1),

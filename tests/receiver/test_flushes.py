@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from taskiq.batch import BatchConfig, BatchInfo, FlushReason
@@ -17,6 +19,7 @@ def info(reason: FlushReason, count: int, waited: float, task: str = "a") -> Bat
 
 
 def test_the_last_hundred_batches_of_a_task_are_summed_up() -> None:
+    begin = time.time()
     history = FlushHistory()
     for _ in range(50):
         history.note(info(FlushReason.SHUTDOWN, 1, 100.0), CONFIG)
@@ -31,6 +34,8 @@ def test_the_last_hundred_batches_of_a_task_are_summed_up() -> None:
     assert told.mean_messages == 8
     assert told.mean_waited == pytest.approx(0.3)
     assert [flush.reason for flush in told.last] == ["timeout"] * 5
+    moments = [flush.at for flush in told.last]
+    assert begin <= moments[0] <= moments[-1] <= time.time()
 
 
 def test_tasks_are_told_apart_and_nothing_is_said_of_one_without_batches() -> None:

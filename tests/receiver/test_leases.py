@@ -18,7 +18,7 @@ from taskiq.receiver.delivery import Delivery
 from taskiq.receiver.leases import Leases, by_group, seconds_between
 from taskiq.receiver.states import MessageState
 from tests.support.brokers import QueueBroker
-from tests.support.virtual_time import run_virtual
+from tests.support.virtual_time import run_virtual, virtual
 
 LEASE = 30.0
 
@@ -207,6 +207,116 @@ def test_leases_that_cannot_be_renewed_are_told_of_and_tried_again(
     assert "no server" in told
 
 
+class Group:
+    """Notes what it renews, and when; or does not."""
+
+    def __init__(self, trouble: str = "") -> None:
+        self.trouble = trouble
+        self.renewed: list[tuple[float, bytes]] = []
+
+    async def ack(self, messages: Sequence[AckableMessage]) -> list[None]:
+        raise NotImplementedError
+
+    async def extend(self, messages: Sequence[AckableMessage]) -> list[None]:
+        if self.trouble == "raises":
+            raise ConnectionError("no server")
+        if self.trouble == "hangs":
+            await asyncio.Event().wait()
+        now = asyncio.get_running_loop().time()
+        self.renewed += [(now, each.data) for each in messages]
+        return [None] * len(messages)
+
+
+class Equipping(QueueBroker):
+    """Fills in what renews its messages."""
+
+    message_capabilities = ("extend",)
+
+    def __init__(self, groups: dict[bytes, Group]) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def equip_message(self, message: AckableMessage) -> AckableMessage:
+        message.ack_group = self.groups[message.data]
+        return message
+
+
+@virtual
+async def test_what_fails_keeps_nothing_else_from_being_renewed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One line tells of a failure for each message, those of a group that has no end
+    among them, and of one that nobody knows how to renew."""
+    hangs, raises, works = Group("hangs"), Group("raises"), Group()
+    groups = {b"a": hangs, b"b": hangs, b"c": raises, b"d": works, b"e": works}
+    held = [AckableMessage(data=data, ack=print) for data in (b"?", *groups)]
+    await Leases(Equipping(groups))._renew(held)
+    assert asyncio.get_running_loop().time() == 30
+    assert [data for _, data in works.renewed] == [b"d", b"e"]
+    [told] = [each for each in caplog.messages if "Cannot renew the leases" in each]
+    assert "KeyError" in told
+    assert told.endswith("(4 such errors).")
+
+
+async def says_eight() -> object:
+    return 8
+
+
+async def says_nothing() -> object:
+    return None
+
+
+async def says_nonsense() -> object:
+    return "a while"
+
+
+async def raises() -> object:
+    raise OSError
+
+
+async def hangs() -> object:
+    return await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("answer", "moments"),
+    [
+        (says_eight, [4, 8]),
+        (says_nothing, [15, 30]),
+        (says_nonsense, [15, 30]),
+        (raises, [15, 30]),
+        (hangs, [20, 35]),
+    ],
+)
+@virtual
+async def test_a_broker_is_asked_how_long_its_leases_are(
+    answer: Callable[[], Coroutine[Any, Any, object]],
+    moments: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has five seconds to say so."""
+    group = Group()
+    broker = Equipping({b"": group})
+
+    async def ask(of: object) -> object:
+        assert of is broker
+        return await answer()
+
+    monkeypatch.setattr(leases, "lease_seconds", ask)
+    kept = Leases(broker)
+    kept.hold(held_by(broker, AckableMessage(data=b"", ack=print)))
+    await asyncio.sleep(moments[-1] + 1)
+    assert [moment for moment, _ in group.renewed] == moments
+    kept.close()
+    await asyncio.sleep(0)
+
+
+def held_by(broker: QueueBroker, raw: bytes | AckableMessage) -> Delivery:
+    delivery = Delivery(broker, raw)
+    delivery.controller = SimpleNamespace(is_acked=False)  # type: ignore[assignment]
+    return delivery
+
+
 def test_a_message_without_a_lease_begins_nothing() -> None:
     async def main() -> None:
         broker = QueueBroker()
@@ -236,8 +346,19 @@ def test_leases_are_renewed_at_half_of_the_shortest() -> None:
     assert seconds_between([0.001], None) == 0.05
 
 
-def test_only_what_has_a_lease_can_be_renewed() -> None:
-    assert by_group([AckableMessage(data=b"", ack=print)]) == ([], [])
+def test_what_has_a_lease_is_renewed_with_those_of_its_group_or_alone() -> None:
+    one, two = (SimpleNamespace(extend=print) for _ in range(2))
+    none = SimpleNamespace()  # it acknowledges together, and renews nothing
+    groups = [one, two, one, none, None]
+    messages: list[Any] = [
+        AckableMessage(data=b"", ack=print, ack_group=group, extend=extend)
+        for extend in (None, print)
+        for group in groups
+    ]
+    together, alone = by_group(messages)
+    numbers = {id(each): number for number, each in enumerate(messages)}
+    told = [[numbers[id(each)] for each in group] for group in (*together, alone)]
+    assert told == [[0, 2, 5, 7], [1, 6], [8, 9]]
 
 
 async def test_what_has_ended_is_not_kept_in_mind_until_the_next_renewing(
@@ -247,9 +368,20 @@ async def test_what_has_ended_is_not_kept_in_mind_until_the_next_renewing(
     broker = LeasingBroker()
     kept = Leases(broker)
     for _ in range(20):
-        delivery = Delivery(broker, b"")
-        delivery.controller = SimpleNamespace(is_acked=False)  # type: ignore[assignment]
+        delivery = held_by(broker, b"")
         kept.hold(delivery)
         delivery.end(MessageState.LEFT)
         assert len(kept._held) <= 4 + 1
+    kept.close()
+    looks: list[int] = []
+
+    def look(deliveries: Sequence[Delivery]) -> list[Delivery]:
+        looks.append(len(deliveries))
+        return [*deliveries]
+
+    monkeypatch.setattr(leases, "still_held", look)
+    for _ in range(1000):
+        kept.hold(held_by(broker, b""))
+    # Ever rarer, where none ends: it costs each of them the same.
+    assert 4 <= len(looks) <= 10
     kept.close()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskiq.rates import LATENESS, Request, Turns, store_of
+from taskiq.rates import EARLY, LATENESS, Request, Turns, store_of
 from taskiq.receiver.paces import HORIZON, PATIENCE, RETRY_AFTER, SharedPace
 from tests.support.rates import Turnstile
 from tests.support.virtual_time import run_virtual
@@ -326,11 +326,25 @@ def test_a_turn_that_passed_while_somebody_waited_is_used_late() -> None:
     pace = desk.pace
     pace.want(0, 1)
     pace.answered(0, desk.asked[0], Turns(5, ""))
+    assert not pace.is_due(5 - 2 * EARLY)
+    assert pace.is_due(5 - EARLY)  # clocks are no finer than that
     pace.want(7, 1)
     assert pace.is_due(7)
     assert len(desk.asked) == 1
     pace.start(7)
     assert pace.give_back() is None
+
+
+@pytest.mark.parametrize(("late", "left"), [(LATENESS, 9), (2 * LATENESS, 0)])
+def test_who_starts_late_gives_up_the_turns_that_follow(late: float, left: int) -> None:
+    """They come too soon after it. Up to `LATENESS` it is on time."""
+    desk = Desk("100/s")
+    pace = desk.pace
+    pace.want(0, 10)
+    pace.answered(0, desk.asked[0], Turns(0, ""))
+    pace.start(late)
+    given = pace.give_back()
+    assert (given[0].turns if given else 0) == left
 
 
 def test_the_store_is_told_of_a_call_that_had_no_turn() -> None:
@@ -348,11 +362,13 @@ def test_a_store_that_failed_is_left_alone_for_a_while() -> None:
     pace.failed(0, desk.asked[0], OSError("away"))
     pace.want(RETRY_AFTER - 0.1, 1)
     assert len(desk.asked) == 1
-    pace.want(RETRY_AFTER + 0.1, 1)
+    pace.want(RETRY_AFTER, 1)
     assert len(desk.asked) == 2
 
 
-@pytest.mark.parametrize(("wait", "is_kept"), [(0.5, True), (0.4, False)])
+@pytest.mark.parametrize(
+    ("wait", "is_kept"), [(0.5, True), (0.5 - LATENESS, True), (0.4, False)]
+)
 def test_of_a_store_that_is_back_no_turn_is_sooner_than_the_pace_of_before(
     wait: float,
     is_kept: bool,
@@ -370,18 +386,20 @@ def test_of_a_store_that_is_back_no_turn_is_sooner_than_the_pace_of_before(
     assert len(desk.asked) == (2 if is_kept else 3)
 
 
-def test_a_turn_that_passed_while_nobody_waited_is_used_by_nobody() -> None:
+@pytest.mark.parametrize("turn", [0, 5])
+def test_a_turn_that_passed_while_nobody_waited_is_used_by_nobody(turn: int) -> None:
     """Who comes after that asks for another one: it may be that of a process by now."""
     desk = Desk("1/s")
     pace = desk.pace
     pace.want(0, 1)
-    pace.answered(0, desk.asked[0], Turns(5, ""))
+    pace.answered(0, desk.asked[0], Turns(turn, ""))
     pace.rest()  # it was aborted
-    pace.want(5 + LATENESS, 1)
-    assert pace.is_due(5 + LATENESS)
+    on_time = LATENESS if turn == 0 else turn + 0.04  # as exactly as can be added
+    pace.want(on_time, 1)
+    assert pace.is_due(on_time)
     pace.rest()
-    pace.want(5.1, 1)
-    assert not pace.is_due(5.1)
+    pace.want(turn + 0.06, 1)
+    assert not pace.is_due(turn + 0.06)
     assert len(desk.asked) == 2
 
 
@@ -401,7 +419,7 @@ def test_an_answer_that_comes_too_late_is_not_used() -> None:
     desk = Desk("1/s")
     pace = desk.pace
     pace.want(0, 1)
-    pace.want(PATIENCE, 1)
+    pace.want(PATIENCE - EARLY, 1)
     assert desk.ended == desk.asked
     assert pace.is_due(PATIENCE)  # this process keeps the rate by itself
     pace.answered(PATIENCE, desk.asked[0], Turns(7, ""))

@@ -9,17 +9,19 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from taskiq.acks import AckableMessage
 from taskiq.brokers.inmemory_broker import InMemoryBroker
 from taskiq.receiver import Receiver
 from taskiq.receiver.casualties import Death
-from taskiq.receiver.suspects import Part, counted, parts, runs
+from taskiq.receiver.suspects import Part, counted, has_died, parts, runs, turn_of
+from taskiq.receiver.turns import Turn
+from tests.support.virtual_time import virtual
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 
 
 @given(
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     st.integers(1, 300),
     st.none() | st.integers(1, 12),
 )
+@example([3], 8, None)
+@example([1], 8, 1)
 def test_every_message_is_in_one_call_with_such_as_itself(
     deliveries: list[int],
     size: int,
@@ -111,6 +115,27 @@ def test_a_death_counts_for_those_that_may_have_run(
     kinds = ((ran, frozenset("a")), (waited, frozenset("b")), (unknown, None))
     deaths = [Death(0.0, ids) for number, ids in kinds for _ in range(number)]
     assert counted(deliveries, "a", deaths) == count
+    assert has_died("a", deaths) is (ran > 0)
+
+
+@pytest.mark.parametrize(
+    ("deliveries", "limit", "turn"),
+    [
+        (1, 5, Turn(64)),
+        (2, 9, Turn(32)),
+        (3, 9, Turn(16)),
+        (100, 200, Turn(1)),
+        # With the limit at hand, from 64 to 8 and to 1.
+        (2, 3, Turn(8)),
+        (3, 3, Turn(1, is_alone=True)),
+        (2, 2, Turn(1, is_alone=True)),
+    ],
+)
+def test_ever_fewer_of_64_run_together_and_one_at_its_last_delivery(
+    deliveries: int, limit: int, turn: Turn
+) -> None:
+    """Half of them, or fewer, as the limit is near."""
+    assert turn_of(deliveries, 64, limit) == turn
 
 
 @given(
@@ -188,25 +213,42 @@ async def away() -> int:
     raise ConnectionError("the server is away")
 
 
+async def hangs() -> int:
+    await asyncio.Event().wait()
+    raise NotImplementedError
+
+
 #: One is asked for its count, one cannot be asked, one says nothing.
 COUNTS = (1, 2, four, away, 2, 2, None)
 
 
 class Redelivering(InMemoryBroker):
-    """Delivers messages that say how often they were delivered; the last is bytes."""
+    """Delivers messages that say how often they were delivered; the last is bytes.
+
+    Every other one says so when it is equipped.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[bytes, Any] = {}
 
     def equip_message(self, message: bytes | AckableMessage) -> Any:
+        if isinstance(message, AckableMessage) and message.deliveries is None:
+            message.deliveries = self.counts[message.data]
+            if message.deliveries is None:
+                raise LookupError("nothing is known of it")
         return message
 
     async def listen(self) -> AsyncGenerator[Any, None]:
         for number, deliveries in enumerate(COUNTS):
-            message = self.formatter.dumps(
+            data = self.formatter.dumps(
                 self.find_task("double").kicker()._prepare_message(number),  # type: ignore[union-attr]
-            )
+            ).message
+            self.counts[data] = deliveries
             yield AckableMessage(
-                data=message.message,
+                data=data,
                 ack=lambda: None,
-                deliveries=deliveries,
+                deliveries=None if number % 2 else deliveries,
             )
         yield self.formatter.dumps(
             self.find_task("double").kicker()._prepare_message(7),  # type: ignore[union-attr]
@@ -246,9 +288,17 @@ async def test_what_died_once_runs_side_by_side_where_there_are_slots(
     assert len(broker.result_backend.results) == 8  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("unknown", "seconds"), [(away, 0), (hangs, 5)])
+@virtual
 async def test_a_worker_calls_suspects_apart_and_settles_call_by_call(
+    unknown: Any,
+    seconds: float,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A broker that does not say its count has five seconds: then it is the first."""
+    counts = (*COUNTS[:3], unknown, *COUNTS[4:])
+    monkeypatch.setattr("tests.receiver.test_suspects.COUNTS", counts)
     broker = Redelivering()
     calls: list[list[int]] = []
 
@@ -272,7 +322,9 @@ async def test_a_worker_calls_suspects_apart_and_settles_call_by_call(
         10,
         4,
     ]
-    assert "Runs alone, as it was delivered 4 times" in caplog.text
+    [told] = [each for each in caplog.messages if "Runs alone" in each]
+    assert told.startswith("Runs alone, as it was delivered 4 times: a process may ")
+    assert asyncio.get_running_loop().time() == seconds
 
 
 async def test_the_items_of_a_chunk_that_came_twice_are_parted_like_messages() -> None:
@@ -289,15 +341,25 @@ async def test_the_items_of_a_chunk_that_came_twice_are_parted_like_messages() -
     async def keep(message: Any) -> None:
         sent.append(message.message)
 
+    asked: list[int] = []
+
+    def asks(deliveries: int) -> Callable[[], Coroutine[Any, Any, int]]:
+        async def ask() -> int:
+            asked.append(deliveries)
+            return deliveries
+
+        return ask
+
     async def listen() -> AsyncGenerator[AckableMessage, None]:
         for deliveries in (2, 1):
             data, ack = sent[0], (lambda: None)
-            yield AckableMessage(data=data, ack=ack, deliveries=deliveries)
+            yield AckableMessage(data=data, ack=ack, deliveries=asks(deliveries))
 
     broker.kick = keep  # type: ignore[method-assign]
     handle = await double.kiq_chunk(range(6))
     broker.listen = listen  # type: ignore[method-assign]
     await Receiver(broker, run_startup=False).listen(asyncio.Event())
     assert sorted(calls) == [[0, 1], [0, 1, 2, 3], [2, 3, 4, 5], [4, 5]]
+    assert asked == [2, 1, 2, 2, 1]  # once for each batch that it is in
     items = (await handle.get_result()).return_value
     assert [each.return_value for each in items] == [0, 2, 4, 6, 8, 10]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,13 +150,14 @@ def test_those_that_kill_are_dead_at_their_limit_and_no_other_is(
 
 
 class Bench:
-    """Calls that wait for their turn, and a list of those that run."""
+    """Calls that wait for their turn, and lists of those that run and have waited."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.is_open = False
         self.turns = Turns(self.clock, lambda: self.is_open)
         self.running: list[str] = []
+        self.waited: list[str] = []
         self._ends: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -167,7 +167,8 @@ class Bench:
         await self.settle()
 
     async def _call(self, name: str, turn: Turn | None) -> None:
-        await self.turns.enter(turn)
+        if await self.turns.enter(turn):
+            self.waited.append(name)
         self.running.append(name)
         try:
             await self._ends[name].wait()
@@ -192,6 +193,7 @@ async def test_one_that_is_to_be_alone_waits_for_those_before_and_not_behind_it(
     None
 ):
     bench = Bench()
+    assert not bench.turns.is_asked
     await bench.call("a")
     await bench.call("alone", ALONE)
     await bench.call("b")
@@ -200,6 +202,7 @@ async def test_one_that_is_to_be_alone_waits_for_those_before_and_not_behind_it(
     assert bench.running == ["alone"]
     await bench.end("alone")
     assert bench.running == ["b"]
+    assert bench.waited == ["alone", "b"]
     await bench.end("b")
     await bench.call("last", ALONE)
     assert bench.turns.is_asked
@@ -209,14 +212,35 @@ async def test_one_that_is_to_be_alone_waits_for_those_before_and_not_behind_it(
     assert bench.turns.gate.calls == 0
 
 
-async def test_it_begins_beside_what_goes_on_for_long() -> None:
+@pytest.mark.parametrize("turn", [None, FEW])
+async def test_it_begins_beside_what_goes_on_for_long(turn: Turn | None) -> None:
+    """And is alone from then on, also when that has ended."""
     bench = Bench()
-    await bench.call("long")
+    await bench.call("long", turn)
     await bench.call("alone", ALONE)
     bench.clock.advance(30)
     await bench.settle()
     await bench.call("b")
     assert bench.running == ["long", "alone"]
+    await bench.end("long")
+    await bench.call("c")
+    assert bench.running == ["alone"]
+    await bench.end("alone")
+    assert bench.running == ["b", "c"]
+
+
+async def test_suspects_begin_in_the_order_they_came_and_others_between_them() -> None:
+    bench = Bench()
+    await bench.call("first", FEW)
+    await bench.call("one", Turn(1))
+    await bench.call("two", FEW)
+    assert not bench.turns.is_asked
+    await bench.call("a")
+    assert bench.running == ["first", "a"]
+    await bench.end("first")
+    assert bench.running == ["a", "one"]
+    await bench.end("one")
+    assert bench.running == ["a", "two"]
 
 
 @pytest.mark.parametrize("waits_before", [True, False])
@@ -251,18 +275,21 @@ async def test_who_gives_up_holds_up_nobody(cancelled: str) -> None:
     assert bench.clock.armed == 0
 
 
-@pytest.mark.parametrize("look", [lambda _: None, lambda bench: bench.turns.look()])
+@pytest.mark.parametrize("is_before", [True, False])
 async def test_who_is_cancelled_as_it_may_begin_leaves_its_turn(
-    look: Callable[[Bench], None],
+    is_before: bool,
 ) -> None:
+    """Just before, or just after: it has not run, and others may."""
     bench = Bench()
-    await bench.call("a", ALONE)
-    await bench.call("b", ALONE)
-    bench._ends["a"].set()
-    await bench._tasks["a"]
-    bench._tasks["b"].cancel()
-    look(bench)
+    await bench.turns.enter(ALONE)
+    for name in "bc":
+        await bench.call(name, ALONE)
+    if is_before:
+        bench._tasks["b"].cancel()
+    bench.turns.leave(ALONE)
+    if not is_before:
+        bench._tasks["b"].cancel()
     await bench.settle()
-    assert bench.turns.gate.calls == 0
-    await bench.call("c", ALONE)
     assert bench.running == ["c"]
+    await bench.end("c")
+    assert bench.turns.gate.calls == 0

@@ -24,7 +24,8 @@ class RecordingBackend(AsyncResultBackend[Any]):
 
     :ivar results: the last result of each id.
     :ivar saved: ids in the order they were saved, one entry per saving.
-    :ivar failing: ids whose saving raises.
+    :ivar failing: ids whose saving raises, as a server that is away.
+    :ivar refused: ids whose saving raises, as they are no keys.
     :ivar steps: where each saving is written, too, as ``("save", task id)``.
     """
 
@@ -33,10 +34,13 @@ class RecordingBackend(AsyncResultBackend[Any]):
         self.saved: list[str] = []
         self.steps: list[tuple[str, str]] = []
         self.failing: set[str] = set()
+        self.refused: set[str] = set()
 
     async def set_result(self, task_id: str, result: TaskiqResult[Any]) -> None:
         if task_id in self.failing:
             raise ConnectionError(f"cannot save {task_id}")
+        if task_id in self.refused:
+            raise ValueError(f"{task_id!a} is no key")
         self.results[task_id] = result
         self.saved.append(task_id)
         self.steps.append(("save", task_id))

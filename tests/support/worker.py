@@ -208,6 +208,8 @@ class Worker:
         deliveries = executions + self.options.get("max_prefetch", 0)
         self.assert_capacity_is_restored(executions, deliveries)
         assert self.receiver.batch_statistics().is_idle
+        chunks = self.receiver.runtime.chunks
+        assert (chunks.count, vars(chunks)["_held"]) == (0, {})
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     # -- What became of messages --
