@@ -18,7 +18,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections import defaultdict, deque
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -34,6 +34,7 @@ from taskiq.adapters._unique import GroupedUniqueKeys
 from taskiq.bulk import GroupCommit, cancel_all
 from taskiq.models import maker_of
 from taskiq.rates import LATENESS, RateStore, Turns
+from taskiq.receiver.tasks import uninterrupted
 
 try:
     import redis.asyncio as client
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         AsyncGenerator,
         Callable,
         Collection,
+        Coroutine,
         Iterable,
         Sequence,
     )
@@ -78,6 +80,10 @@ logger = logging.getLogger("taskiq.adapters")
 _LONGEST_BLOCK: Final = 2000
 #: Seconds between two searches for messages that nobody is about to acknowledge.
 _LONGEST_PAUSE: Final = 5.0
+#: Seconds that a stop waits for a read, and for what was read to be given back.
+_LONGEST_STOP: Final = 3.0
+#: Seconds between two calls to the server to end a read.
+_PAUSE_OF_CALLS: Final = 0.05
 #: What a server that is away makes operations fail with.
 _TROUBLE: Final = (OSError, asyncio.TimeoutError, client.RedisError)
 #: Where a search begins, and what it says when it has seen all.
@@ -376,17 +382,38 @@ class _StreamBroker(_Broker):
         messages: deque[_StreamMessage] = deque()
         keeping = asyncio.create_task(self._held.keep(messages))
         try:
-            async with self._redis() as redis:
+            async with self._reader() as redis:
+                reads = _Reads(self._redis, await self._number_of(redis), messages)
                 while True:
-                    messages += await new.messages(redis, abandoned.longest_wait)
+                    await reads.finish(new.messages(redis, abandoned.longest_wait))
                     while messages:
                         yield messages.popleft()
-                    messages += await abandoned.messages(redis)
+                    if abandoned.longest_wait <= 0:
+                        await reads.finish(abandoned.messages(redis))
                     while messages:
                         yield messages.popleft()
         finally:
-            await cancel_all([keeping])
-            await self._held.return_unread(messages)
+            await uninterrupted(self._end_listening(keeping, messages))
+
+    @abstractmethod
+    def _reader(self) -> AbstractAsyncContextManager[Any]:
+        """Give the client that reads."""
+
+    async def _number_of(self, redis: Any) -> int | None:
+        """Ask by which number the server knows who reads; `None` if it does not say."""
+        try:
+            number: int = await redis.client_id()
+        except _TROUBLE:  # no right to ask, for one; what else it was, a read says
+            return None
+        return number
+
+    async def _end_listening(
+        self, keeping: asyncio.Task[None], messages: deque[_StreamMessage]
+    ) -> None:
+        await cancel_all([keeping])
+        returning = asyncio.create_task(self._held.return_unread(messages))
+        await asyncio.wait([returning], timeout=_LONGEST_STOP)
+        await cancel_all([returning])
 
     def _messages(
         self,
@@ -618,6 +645,55 @@ def _unpacked(sizes: Any, data: bytes) -> Iterable[tuple[Any, bytes]]:
         end = start + int(size)
         yield entry_id, data[start:end]
         start = end
+
+
+class _Reads:
+    """Finishes every read, also one whose reader is cancelled.
+
+    What the server has given to a read that is given up is nobody's until
+    `idle_timeout` is over, and it may give it at any moment until it knows of that.
+    So the server is told to end the read, and gives what it has.
+
+    :param pool: gives a client with other connections than the one that reads.
+    :param number: by which the server knows who reads; `None` if that is not known.
+    :param messages: takes what was read.
+    """
+
+    def __init__(
+        self,
+        pool: Callable[[], AbstractAsyncContextManager[Any]],
+        number: int | None,
+        messages: deque[_StreamMessage],
+    ) -> None:
+        self._pool = pool
+        self._number = number
+        self._messages = messages
+
+    async def finish(self, read: Coroutine[Any, Any, Iterable[_StreamMessage]]) -> None:
+        """Read, and take what was read, before a cancellation is raised, too."""
+        reading = asyncio.create_task(read)
+        try:
+            await asyncio.wait([reading])
+        except asyncio.CancelledError:
+            await uninterrupted(self._end(reading))
+            if not reading.cancelled() and reading.exception() is None:
+                self._messages.extend(reading.result())
+            raise
+        self._messages.extend(reading.result())
+
+    async def _end(self, reading: asyncio.Task[Any]) -> None:
+        """Wait for a read a little longer than the server lets it wait."""
+        calls = asyncio.create_task(self._call(reading))
+        await asyncio.wait([reading], timeout=_LONGEST_STOP)
+        await cancel_all([calls, reading])
+
+    async def _call(self, reading: asyncio.Task[Any]) -> None:
+        """Call the server to end a read; more than once, as it may just begin."""
+        with suppress(*_TROUBLE):  # it ends by itself
+            async with self._pool() as redis:
+                while self._number is not None and not reading.done():
+                    await redis.client_unblock(self._number)
+                    await asyncio.wait([reading], timeout=_PAUSE_OF_CALLS)
 
 
 class _New:
@@ -1047,6 +1123,17 @@ def _as_text(reply: str | bytes) -> str:
 # -- One server -------------------------------------------------------------------
 
 
+@asynccontextmanager
+async def _own_connection(pool: Any) -> AsyncGenerator[Any]:
+    """Give a client with one connection, not of a pool, which may have but few."""
+    own = client.ConnectionPool(pool.connection_class, 1, **pool.connection_kwargs)
+    redis = client.Redis.from_pool(own)
+    try:
+        yield redis
+    finally:
+        await redis.aclose()
+
+
 class _OnPool:
     """A broker with connections to one server."""
 
@@ -1059,6 +1146,9 @@ class _OnPool:
 
     def _redis(self) -> AbstractAsyncContextManager[Any]:
         return nullcontext(self._client)
+
+    def _reader(self) -> AbstractAsyncContextManager[Any]:
+        return _own_connection(self.connection_pool)
 
 
 class RedisStreamBroker(_OnPool, _StreamBroker, plugin.RedisStreamBroker):
@@ -1088,16 +1178,8 @@ class RedisAsyncResultBackend(
     def _redis(self) -> AbstractAsyncContextManager[Any]:
         return nullcontext(self._client)
 
-    @asynccontextmanager
-    async def _subscriber(self) -> AsyncGenerator[Any]:
-        # Not one of the pool, which may have but few.
-        pool = self.redis_pool
-        own = client.ConnectionPool(pool.connection_class, 1, **pool.connection_kwargs)
-        redis = client.Redis.from_pool(own)
-        try:
-            yield redis
-        finally:
-            await redis.aclose()
+    def _subscriber(self) -> AbstractAsyncContextManager[Any]:
+        return _own_connection(self.redis_pool)
 
 
 # -- Sentinel -----------------------------------------------------------------------
@@ -1112,7 +1194,7 @@ class _OnMaster:
     def _redis(self) -> AbstractAsyncContextManager[Any]:
         return cast("AbstractAsyncContextManager[Any]", self._acquire_master_conn())
 
-    _subscriber = _redis
+    _subscriber = _reader = _redis
 
 
 class RedisStreamSentinelBroker(
@@ -1149,11 +1231,16 @@ class _OnCluster:
     async def _redis(self) -> AsyncGenerator[Any]:
         yield self.redis
 
+    _reader = _redis
+
 
 class RedisStreamClusterBroker(
     _OnCluster, _StreamBroker, plugin.RedisStreamClusterBroker
 ):
     """`taskiq_redis.RedisStreamClusterBroker`, in few round trips."""
+
+    async def _number_of(self, redis: Any) -> None:
+        """Say that it is not known: each server has more than one connection."""
 
 
 class ListQueueClusterBroker(_OnCluster, _ListBroker, plugin.ListQueueClusterBroker):

@@ -7,15 +7,20 @@ import os
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from signal import SIGKILL
+from pathlib import Path
+from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import Any, cast
 
 import pytest
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
 
 from taskiq import AckableMessage, AsyncBroker
 from taskiq.adapters import postgres as adapted_asyncpg
 from taskiq.adapters import redis as adapted_redis
+from taskiq.capabilities import equip
 from taskiq.message import BrokerMessage
+from tests.faults.servers import OwnRedis
 from tests.support.hub import HANG, Hub
 
 from .lines import HASTY, postgres, redis_stream
@@ -104,6 +109,14 @@ async def receive(
     ]
 
 
+async def receive_all(
+    listener: AsyncGenerator[bytes | AckableMessage, None], received: list[int]
+) -> None:
+    async for each in listener:
+        number = int(cast("AckableMessage", each).data)
+        received.append(number)  # each at once: this is cancelled
+
+
 async def receives_nothing(
     listener: AsyncGenerator[bytes | AckableMessage, None],
 ) -> bool:
@@ -144,6 +157,122 @@ async def test_all_that_was_held_is_taken_over_however_much_it_is(name: str) -> 
     async with listening(other) as listener:
         again = await receive(listener, 1500)
         assert {each.data for each in again} == {each.data for each in received}
+
+
+@on_redis
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("command", ["XREADGROUP", "EVAL", "XAUTOCLAIM"])
+async def test_what_a_cancelled_reader_was_just_given_is_for_others_at_once(
+    name: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when their `idle_timeout` is over, which is ten minutes."""
+    broker = redis_stream(name, adapted_redis, xread_count=5)
+    execute: Any = Redis.execute_command
+    given: list[Any] = []
+
+    async def execute_and_cancel(self: Any, *args: Any, **options: Any) -> Any:
+        reply = await execute(self, *args, **options)
+        if args[0] == command and not given and any(reply):
+            given.append(reply)
+            reading.cancel()
+            await asyncio.sleep(0)  # where it would end
+        return reply
+
+    async with listening(broker) as listener:
+        await broker.kick_many([message(number) for number in range(20)])
+        if command == "XAUTOCLAIM":
+            for each in await receive(listener, 20):
+                equip(broker, each)
+                await cast("Any", each.nack)(0)
+        monkeypatch.setattr(Redis, "execute_command", execute_and_cancel)
+        received: list[int] = []
+        reading = asyncio.create_task(receive_all(listener, received))
+        await asyncio.wait([reading], timeout=HANG)
+        assert reading.cancelled()
+        assert given
+    async with listening(redis_stream(name, adapted_redis)) as other:
+        others = await receive(other, 20 - len(received))
+    received += [int(each.data) for each in others]
+    assert sorted(received) == list(range(20))
+
+
+async def until_a_read_waits(redis: Any, name: str) -> None:
+    """Wait until one does on the server, of a connection with this name."""
+    while not any(  # noqa: ASYNC110 - nobody tells us
+        each["name"] == name and "b" in each["flags"] for each in redis.client_list()
+    ):
+        await asyncio.sleep(0)
+
+
+@on_redis
+@pytest.mark.usefixtures("server")
+async def test_a_stop_does_not_wait_for_a_read_that_waits(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for longest in ("_LONGEST_BLOCK", "_LONGEST_PAUSE", "_LONGEST_STOP"):
+        monkeypatch.setattr(adapted_redis, longest, 1_000_000)
+    broker = redis_stream(
+        name, adapted_redis, client_name=name, xread_block=0, socket_timeout=None
+    )
+    async with listening(broker) as listener:
+        reading = asyncio.create_task(receive(listener, 1))
+        with SyncRedis.from_url(REDIS.url) as redis:
+            await until_a_read_waits(redis, name)
+        reading.cancel()
+        await asyncio.wait([reading], timeout=HANG)
+        assert reading.cancelled()
+
+
+@on_redis
+@pytest.mark.usefixtures("server")
+async def test_a_message_that_comes_while_a_waiting_reader_is_cancelled_is_for_others(
+    name: str,
+) -> None:
+    """The server has given it to the read, and the reply is on its way."""
+    broker = redis_stream(name, adapted_redis, client_name=name)
+    async with listening(broker) as listener:
+        reading = asyncio.create_task(receive(listener, 1))
+        stream, group = f"{name}-stream", f"{name}-group"
+        with SyncRedis.from_url(REDIS.url) as redis:
+            await until_a_read_waits(redis, name)
+            redis.xadd(stream, {"data": b"7"})
+            # Nothing else happens in the event loop meanwhile.
+            while not redis.xpending(stream, group)["pending"]:
+                pass
+        reading.cancel()
+        await asyncio.wait([reading], timeout=HANG)
+        assert reading.cancelled()
+    async with listening(redis_stream(name, adapted_redis)) as other:
+        [received] = await receive(other, 1)
+    assert received.data == b"7"
+
+
+@pytest.mark.parametrize("read", [1, 3], ids=["unread", "reading"])
+async def test_a_stop_ends_while_redis_says_nothing(
+    read: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits neither for a read nor to give back what was read."""
+    if not OwnRedis.is_installed():
+        pytest.skip("redis-server is not installed")
+    monkeypatch.setattr(adapted_redis, "_LONGEST_STOP", 0.1)
+    server = OwnRedis(tmp_path / "redis")
+    await server.start()
+    try:
+        broker = redis_stream(name, adapted_redis, server.url, socket_timeout=None)
+        async with listening(broker) as listener:
+            await broker.kick_many([message(number) for number in range(3)])
+            await receive(listener, read)
+            server.signal(SIGSTOP)
+            if read == 3:
+                reading = asyncio.create_task(receive(listener, 1))
+                await asyncio.sleep(0)
+                reading.cancel()
+                await asyncio.wait([reading], timeout=HANG)
+                assert reading.cancelled()
+            await asyncio.wait_for(listener.aclose(), HANG)
+    finally:
+        server.signal(SIGCONT)
+        await server.stop()
 
 
 @on_postgres
