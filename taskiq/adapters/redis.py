@@ -368,6 +368,11 @@ class _StreamBroker(_Broker):
     def _held(self) -> _Held:
         return _Held(self)
 
+    @cached_property
+    def _earlier(self) -> _Earlier:
+        # One for all that listen: who does so again holds what it was given since.
+        return _Earlier(self)
+
     def equip_message(self, message: bytes | AckableMessage) -> bytes | AckableMessage:
         """Fill in what can be done with a message, for `taskiq.capabilities`."""
         if isinstance(message, _StreamMessage) and message.nack is None:
@@ -384,6 +389,10 @@ class _StreamBroker(_Broker):
         try:
             async with self._reader() as redis:
                 reads = _Reads(self._redis, await self._number_of(redis), messages)
+                while self._earlier.is_left:
+                    await reads.finish(self._earlier.messages(redis))
+                    while messages:
+                        yield messages.popleft()
                 while True:
                     await reads.finish(new.messages(redis, abandoned.longest_wait))
                     while messages:
@@ -542,18 +551,21 @@ class _Held:
                     logger.warning("%s messages are left to others: %r", left, outcome)
                     break
 
-    async def counts(self, redis: Any, stream: Any, ids: Sequence[Any]) -> list[int]:
-        """Ask how often entries were delivered that were claimed just now."""
+    async def count(
+        self, redis: Any, stream: Any, messages: Sequence[_StreamMessage]
+    ) -> None:
+        """Ask how often messages of a stream were delivered that came back just now."""
+        if not messages:
+            return
         pipeline = redis.pipeline(transaction=False)
         group = self._broker.consumer_group_name
-        for each in ids:
-            pipeline.xpending_range(stream, group, each, each, 1)
+        for message in messages:
+            pipeline.xpending_range(stream, group, message.id, message.id, 1)
         replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        # Whoever is claimed was delivered before.
-        return [
-            2 if _error(reply) or not reply else int(reply[0]["times_delivered"])
-            for reply in replies
-        ]
+        for message, reply in zip(messages, replies, strict=True):
+            is_known = reply and _error(reply) is None
+            # Whoever came back was delivered before.
+            message.deliveries = int(reply[0]["times_delivered"]) if is_known else 2
 
     @property
     def _lease(self) -> float:
@@ -705,7 +717,8 @@ class _New:
 
     def __init__(self, broker: _StreamBroker) -> None:
         self._broker = broker
-        self._streams = {broker.queue_name: ">", **broker.additional_streams}
+        names = (broker.queue_name, *broker.additional_streams)
+        self._streams = dict.fromkeys(names, ">")
         self._has_more = False
         self._can_pack = True
 
@@ -762,6 +775,53 @@ class _New:
         ]
 
 
+class _Earlier:
+    """Reads what this consumer was given before and has not acknowledged, once.
+
+    That is what an id means in `additional_streams`, other than `>`: entries after it
+    that a consumer of this name was given. A stream that has no more of them gives
+    nothing, at once and always: it is read for new messages then.
+    """
+
+    def __init__(self, broker: _StreamBroker) -> None:
+        self._broker = broker
+        #: The streams that may have more, and the id of the last entry of each.
+        self._left = {
+            stream: last
+            for stream, last in broker.additional_streams.items()
+            if last not in {">", b">"}
+        }
+
+    @property
+    def is_left(self) -> bool:
+        """Whether there may be more."""
+        return bool(self._left)
+
+    async def messages(self, redis: Any) -> list[_StreamMessage]:
+        """Read the next ones of each stream, as many as new ones are read at once."""
+        broker = self._broker
+        replies = await redis.xreadgroup(
+            broker.consumer_group_name,
+            broker.consumer_name,
+            dict(self._left),
+            count=broker.count,
+        )
+        found: list[_StreamMessage] = []
+        left: dict[Any, Any] = {}
+        # There is a reply for each, in their order.
+        pairs = zip(self._left, _streams_of(replies), strict=True)
+        for name, (stream, given) in pairs:
+            entries = list(given)
+            if not entries:
+                continue
+            left[name] = entries[-1][0]
+            messages = broker._messages(stream, _data_of(entries))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
+            await broker._held.count(redis, stream, messages)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            found += messages
+        self._left = left  # what failed before this is read again
+        return found
+
+
 class _Abandoned:
     """Finds messages that were delivered long ago and not acknowledged."""
 
@@ -814,11 +874,7 @@ class _Abandoned:
         has_seen_all = cursor in {_BEGINNING, _BEGINNING.encode()}
         self._cursors[stream] = None if has_seen_all else cursor
         messages = broker._messages(stream, _data_of(entries))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
-        if messages:
-            ids = [message.id for message in messages]
-            counts = await self._held.counts(redis, stream, ids)
-            for message, count in zip(messages, counts, strict=True):
-                message.deliveries = count
+        await self._held.count(redis, stream, messages)
         return messages
 
 

@@ -247,6 +247,42 @@ async def test_a_message_that_comes_while_a_waiting_reader_is_cancelled_is_for_o
     assert received.data == b"7"
 
 
+@on_redis
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("start", ["0", 0, "after the first"])
+async def test_what_a_consumer_was_given_before_comes_once_then_what_is_new(
+    name: str, start: Any
+) -> None:
+    """With the plugin it comes again and again, and nothing new ever."""
+    other, fixed = f"{name}-other", {"consumer_name": "a-pod", "client_name": name}
+    streams = {other: ">"}
+    before = redis_stream(name, adapted_redis, additional_streams=streams, **fixed)
+    async with listening(before) as listener:
+        messages = [message(number, queue_name=other) for number in range(6)]
+        assert await before.kick_many(messages[:5]) == [None] * 5
+        first, second, *_ = cast("list[Any]", await receive(listener, 5))
+        await second.ack()
+
+    streams[other] = first.id.decode() if start == "after the first" else start
+    expected = [2, 3, 4, 5] if start == "after the first" else [0, 2, 3, 4, 5]
+    again = redis_stream(
+        name, adapted_redis, additional_streams=streams, xread_count=2, **fixed
+    )
+    async with listening(again) as listener:
+        received = await receive(listener, len(expected) - 1)
+        assert {each.deliveries for each in received} == {2}
+        await again.kick(messages[5])
+        received += await receive(listener, 1)
+        assert [int(each.data) for each in received] == expected
+    async with listening(again) as listener:
+        reading = asyncio.create_task(receive(listener, 1))
+        with SyncRedis.from_url(REDIS.url) as redis:
+            await asyncio.wait_for(until_a_read_waits(redis, name), HANG)
+        assert not reading.done()
+        reading.cancel()
+        await asyncio.wait([reading])
+
+
 @pytest.mark.parametrize("read", [1, 3], ids=["unread", "reading"])
 async def test_a_stop_ends_while_redis_says_nothing(
     read: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
