@@ -688,8 +688,6 @@ class _Reads:
             await asyncio.wait([reading])
         except asyncio.CancelledError:
             await uninterrupted(self._end(reading))
-            if not reading.cancelled() and reading.exception() is None:
-                self._messages.extend(reading.result())
             raise
         self._messages.extend(reading.result())
 
@@ -698,6 +696,8 @@ class _Reads:
         calls = asyncio.create_task(self._call(reading))
         await asyncio.wait([reading], timeout=_LONGEST_STOP)
         await cancel_all([calls, reading])
+        if not reading.cancelled() and reading.exception() is None:
+            self._messages.extend(reading.result())
 
     async def _call(self, reading: asyncio.Task[Any]) -> None:
         """Call the server to end a read; more than once, as it may just begin."""
