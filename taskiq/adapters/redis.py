@@ -220,6 +220,18 @@ class _Broker(AsyncBroker):
         """Give a client of the server."""
 
     @abstractmethod
+    def _reader(self) -> AbstractAsyncContextManager[Any]:
+        """Give the client that reads."""
+
+    async def _number_of(self, redis: Any) -> int | None:
+        """Ask by which number the server knows who reads; `None` if it does not say."""
+        try:
+            number: int = await redis.client_id()
+        except _TROUBLE:  # no right to ask, for one; what else it was, a read says
+            return None
+        return number
+
+    @abstractmethod
     def _commands(
         self,
         messages: Sequence[tuple[str, bytes]],
@@ -275,6 +287,62 @@ class _Broker(AsyncBroker):
         return outcomes
 
 
+async def _within_a_stop(work: Coroutine[Any, Any, None]) -> None:
+    """Do what a stop has to do, unless it takes too long."""
+    task = asyncio.create_task(work)
+    await asyncio.wait([task], timeout=_LONGEST_STOP)
+    await cancel_all([task])
+
+
+class _Reads:
+    """Finishes every read, also one whose reader is cancelled.
+
+    What the server has given to a read that is given up is nobody's, that of a stream
+    until `idle_timeout` is over. It may give it at any moment until it knows of that.
+    So the server is told to end the read, and gives what it has.
+
+    :param pool: gives a client with other connections than the one that reads.
+    :param number: by which the server knows who reads; `None` if that is not known.
+    :param messages: takes what was read.
+    """
+
+    def __init__(
+        self,
+        pool: Callable[[], AbstractAsyncContextManager[Any]],
+        number: int | None,
+        messages: deque[Any],
+    ) -> None:
+        self._pool = pool
+        self._number = number
+        self._messages = messages
+
+    async def finish(self, read: Coroutine[Any, Any, Iterable[Any]]) -> None:
+        """Read, and take what was read, before a cancellation is raised, too."""
+        reading = asyncio.create_task(read)
+        try:
+            await asyncio.wait([reading])
+        except asyncio.CancelledError:
+            await uninterrupted(self._end(reading))
+            raise
+        self._messages.extend(reading.result())
+
+    async def _end(self, reading: asyncio.Task[Any]) -> None:
+        """Wait for a read a little longer than the server lets it wait."""
+        calls = asyncio.create_task(self._call(reading))
+        await asyncio.wait([reading], timeout=_LONGEST_STOP)
+        await cancel_all([calls, reading])
+        if not reading.cancelled() and reading.exception() is None:
+            self._messages.extend(reading.result())
+
+    async def _call(self, reading: asyncio.Task[Any]) -> None:
+        """Call the server to end a read; more than once, as it may just begin."""
+        with suppress(*_TROUBLE):  # it ends by itself
+            async with self._pool() as redis:
+                while self._number is not None and not reading.done():
+                    await redis.client_unblock(self._number)
+                    await asyncio.wait([reading], timeout=_PAUSE_OF_CALLS)
+
+
 class _ListBroker(_Broker):
     """What sends to lists.
 
@@ -285,14 +353,37 @@ class _ListBroker(_Broker):
     async def listen(self) -> AsyncGenerator[bytes, None]:
         """Receive messages.
 
-        A read ends before the client gives it up: a message that came meanwhile would
+        What a read is given whose reader is cancelled goes back to the list.
+        """
+        messages: deque[bytes] = deque()
+        try:
+            async with self._reader() as redis:
+                reads = _Reads(self._redis, await self._number_of(redis), messages)
+                while True:
+                    await reads.finish(self._taken(redis))
+                    while messages:
+                        yield messages.popleft()
+        finally:
+            if messages:
+                await uninterrupted(_within_a_stop(self._put_back(messages)))
+
+    async def _taken(self, redis: Any) -> list[bytes]:
+        """Take a message.
+
+        The read ends before the client gives it up: a message that came meanwhile would
         be lost with it.
         """
-        async with self._redis() as redis:
-            while True:
-                found = await redis.brpop(self.queue_name, _LONGEST_BLOCK // 1000)
-                if found is not None:
-                    yield found[1]
+        found = await redis.brpop(self.queue_name, _LONGEST_BLOCK // 1000)
+        return [] if found is None else [found[1]]
+
+    async def _put_back(self, messages: Collection[bytes]) -> None:
+        """Let others have what nobody here has asked for, and next."""
+        try:
+            async with self._redis() as redis:
+                await redis.rpush(self.queue_name, *messages)
+        except (*_TROUBLE, asyncio.CancelledError) as exc:
+            count, queue = len(messages), self.queue_name
+            logger.error("Lost %s messages taken from %s: %r", count, queue, exc)  # noqa: TRY400 - one line
 
     def _commands(
         self,
@@ -404,25 +495,11 @@ class _StreamBroker(_Broker):
         finally:
             await uninterrupted(self._end_listening(keeping, messages))
 
-    @abstractmethod
-    def _reader(self) -> AbstractAsyncContextManager[Any]:
-        """Give the client that reads."""
-
-    async def _number_of(self, redis: Any) -> int | None:
-        """Ask by which number the server knows who reads; `None` if it does not say."""
-        try:
-            number: int = await redis.client_id()
-        except _TROUBLE:  # no right to ask, for one; what else it was, a read says
-            return None
-        return number
-
     async def _end_listening(
         self, keeping: asyncio.Task[None], messages: deque[_StreamMessage]
     ) -> None:
         await cancel_all([keeping])
-        returning = asyncio.create_task(self._held.return_unread(messages))
-        await asyncio.wait([returning], timeout=_LONGEST_STOP)
-        await cancel_all([returning])
+        await _within_a_stop(self._held.return_unread(messages))
 
     def _messages(
         self,
@@ -657,55 +734,6 @@ def _unpacked(sizes: Any, data: bytes) -> Iterable[tuple[Any, bytes]]:
         end = start + int(size)
         yield entry_id, data[start:end]
         start = end
-
-
-class _Reads:
-    """Finishes every read, also one whose reader is cancelled.
-
-    What the server has given to a read that is given up is nobody's until
-    `idle_timeout` is over, and it may give it at any moment until it knows of that.
-    So the server is told to end the read, and gives what it has.
-
-    :param pool: gives a client with other connections than the one that reads.
-    :param number: by which the server knows who reads; `None` if that is not known.
-    :param messages: takes what was read.
-    """
-
-    def __init__(
-        self,
-        pool: Callable[[], AbstractAsyncContextManager[Any]],
-        number: int | None,
-        messages: deque[_StreamMessage],
-    ) -> None:
-        self._pool = pool
-        self._number = number
-        self._messages = messages
-
-    async def finish(self, read: Coroutine[Any, Any, Iterable[_StreamMessage]]) -> None:
-        """Read, and take what was read, before a cancellation is raised, too."""
-        reading = asyncio.create_task(read)
-        try:
-            await asyncio.wait([reading])
-        except asyncio.CancelledError:
-            await uninterrupted(self._end(reading))
-            raise
-        self._messages.extend(reading.result())
-
-    async def _end(self, reading: asyncio.Task[Any]) -> None:
-        """Wait for a read a little longer than the server lets it wait."""
-        calls = asyncio.create_task(self._call(reading))
-        await asyncio.wait([reading], timeout=_LONGEST_STOP)
-        await cancel_all([calls, reading])
-        if not reading.cancelled() and reading.exception() is None:
-            self._messages.extend(reading.result())
-
-    async def _call(self, reading: asyncio.Task[Any]) -> None:
-        """Call the server to end a read; more than once, as it may just begin."""
-        with suppress(*_TROUBLE):  # it ends by itself
-            async with self._pool() as redis:
-                while self._number is not None and not reading.done():
-                    await redis.client_unblock(self._number)
-                    await asyncio.wait([reading], timeout=_PAUSE_OF_CALLS)
 
 
 class _New:
@@ -1289,14 +1317,14 @@ class _OnCluster:
 
     _reader = _redis
 
+    async def _number_of(self, redis: Any) -> None:
+        """Say that it is not known: there are many connections to each server."""
+
 
 class RedisStreamClusterBroker(
     _OnCluster, _StreamBroker, plugin.RedisStreamClusterBroker
 ):
     """`taskiq_redis.RedisStreamClusterBroker`, in few round trips."""
-
-    async def _number_of(self, redis: Any) -> None:
-        """Say that it is not known: each server has more than one connection."""
 
 
 class ListQueueClusterBroker(_OnCluster, _ListBroker, plugin.ListQueueClusterBroker):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP
@@ -23,7 +23,7 @@ from taskiq.message import BrokerMessage
 from tests.faults.servers import OwnRedis
 from tests.support.hub import HANG, Hub
 
-from .lines import HASTY, postgres, redis_stream
+from .lines import HASTY, postgres, redis_list, redis_stream
 from .servers import POSTGRES, REDIS, sql_name
 from .servers import postgres as connected
 from .stage import Stage, results_of, values_of
@@ -225,28 +225,35 @@ async def test_a_stop_does_not_wait_for_a_read_that_waits(
 
 @on_redis
 @pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("make", [redis_stream, redis_list], ids=["stream", "list"])
 async def test_a_message_that_comes_while_a_waiting_reader_is_cancelled_is_for_others(
-    name: str,
+    name: str, make: Callable[..., AsyncBroker]
 ) -> None:
     """The server has given it to the read, and the reply is on its way."""
-    broker = redis_stream(name, adapted_redis, client_name=name)
+    broker = make(name, adapted_redis, client_name=name)
     async with listening(broker) as listener:
         reading = asyncio.create_task(receive_all(listener, []))
-        stream, group = f"{name}-stream", f"{name}-group"
         with SyncRedis.from_url(REDIS.url) as redis:
             await until_a_read_waits(redis, name)
-            redis.xadd(stream, {"data": b"7"})
+            redis.xadd(f"{name}-stream", {"data": b"7"})
+            redis.lpush(f"{name}-list", b"7")
             # Nothing else happens in the event loop meanwhile.
-            while not redis.xpending(stream, group)["pending"]:
+            while not was_given(redis, name, make):
                 pass
         reading.cancel()
         await asyncio.sleep(0)
         reading.cancel()  # as who stops it does if it takes long
         await asyncio.wait([reading], timeout=HANG)
         assert reading.cancelled()
-    async with listening(redis_stream(name, adapted_redis)) as other:
-        [received] = await receive(other, 1)
-    assert received.data == b"7"
+    async with listening(make(name, adapted_redis)) as other:
+        received: Any = await asyncio.wait_for(anext(other), HANG)
+    assert getattr(received, "data", received) == b"7"
+
+
+def was_given(redis: Any, name: str, make: Callable[..., AsyncBroker]) -> bool:
+    if make is redis_list:
+        return not redis.llen(f"{name}-list")
+    return bool(redis.xpending(f"{name}-stream", f"{name}-group")["pending"])
 
 
 @on_redis
