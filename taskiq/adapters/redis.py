@@ -227,7 +227,7 @@ class _Broker(AsyncBroker):
         """Ask by which number the server knows who reads; `None` if it does not say."""
         try:
             number: int = await redis.client_id()
-        except _TROUBLE:  # no right to ask, for one; what else it was, a read says
+        except client.ResponseError:  # no right to ask, for one
             return None
         return number
 
