@@ -52,10 +52,13 @@ if TYPE_CHECKING:
         Sequence,
     )
     from contextlib import AbstractAsyncContextManager
+    from typing import TypeAlias
 
     from taskiq.message import BrokerMessage
     from taskiq.rates import Request
     from taskiq.unique import Claim, UniqueStore
+
+    _Read: TypeAlias = Callable[..., Coroutine[Any, Any, Iterable[Any]]]
 
 __all__ = [
     "ListQueueBroker",
@@ -302,44 +305,55 @@ class _Reads:
     So the server is told to end the read, and gives what it has.
 
     :param pool: gives a client with other connections than the one that reads.
-    :param number: by which the server knows who reads; `None` if that is not known.
+    :param ask: asks by which number the server knows the connection that reads; `None`
+        if that is not known.
     :param messages: takes what was read.
     """
 
     def __init__(
         self,
         pool: Callable[[], AbstractAsyncContextManager[Any]],
-        number: int | None,
+        ask: Callable[[], Coroutine[Any, Any, int | None]],
         messages: deque[Any],
     ) -> None:
         self._pool = pool
-        self._number = number
+        self._ask = ask
+        self._is_asked = False
+        self._number: int | None = None
         self._messages = messages
 
-    async def finish(self, read: Coroutine[Any, Any, Iterable[Any]]) -> None:
+    async def finish(self, read: _Read, *args: Any) -> None:
         """Read, and take what was read, before a cancellation is raised, too."""
-        reading = asyncio.create_task(read)
+        reading = asyncio.create_task(self._read(read, args))
         try:
             await asyncio.wait([reading])
         except asyncio.CancelledError:
             await uninterrupted(self._end(reading))
             raise
-        self._messages.extend(reading.result())
+        reading.result()
+
+    async def _read(self, read: _Read, args: tuple[Any, ...]) -> None:
+        if not self._is_asked:
+            # In this asyncio task, too: a client that connects loses cancellations.
+            self._number = await self._ask()
+            self._is_asked = True
+        self._messages.extend(await read(*args))
 
     async def _end(self, reading: asyncio.Task[Any]) -> None:
         """Wait for a read a little longer than the server lets it wait."""
         calls = asyncio.create_task(self._call(reading))
         await asyncio.wait([reading], timeout=_LONGEST_STOP)
         await cancel_all([calls, reading])
-        if not reading.cancelled() and reading.exception() is None:
-            self._messages.extend(reading.result())
+        if not reading.cancelled():
+            reading.exception()  # nobody is to be told of it
 
     async def _call(self, reading: asyncio.Task[Any]) -> None:
         """Call the server to end a read; more than once, as it may just begin."""
         with suppress(*_TROUBLE):  # it ends by itself
             async with self._pool() as redis:
-                while self._number is not None and not reading.done():
-                    await redis.client_unblock(self._number)
+                while not reading.done():
+                    if self._number is not None:
+                        await redis.client_unblock(self._number)
                     await asyncio.wait([reading], timeout=_PAUSE_OF_CALLS)
 
 
@@ -358,9 +372,9 @@ class _ListBroker(_Broker):
         messages: deque[bytes] = deque()
         try:
             async with self._reader() as redis:
-                reads = _Reads(self._redis, await self._number_of(redis), messages)
+                reads = _Reads(self._redis, partial(self._number_of, redis), messages)
                 while True:
-                    await reads.finish(self._taken(redis))
+                    await reads.finish(self._taken, redis)
                     while messages:
                         yield messages.popleft()
         finally:
@@ -479,17 +493,17 @@ class _StreamBroker(_Broker):
         keeping = asyncio.create_task(self._held.keep(messages))
         try:
             async with self._reader() as redis:
-                reads = _Reads(self._redis, await self._number_of(redis), messages)
+                reads = _Reads(self._redis, partial(self._number_of, redis), messages)
                 while self._earlier.is_left:
-                    await reads.finish(self._earlier.messages(redis))
+                    await reads.finish(self._earlier.messages, redis)
                     while messages:
                         yield messages.popleft()
                 while True:
-                    await reads.finish(new.messages(redis, abandoned.longest_wait))
+                    await reads.finish(new.messages, redis, abandoned.longest_wait)
                     while messages:
                         yield messages.popleft()
                     if abandoned.longest_wait <= 0:
-                        await reads.finish(abandoned.messages(redis))
+                        await reads.finish(abandoned.messages, redis)
                     while messages:
                         yield messages.popleft()
         finally:

@@ -225,6 +225,22 @@ async def test_a_stop_does_not_wait_for_a_read_that_waits(
 
 @on_redis
 @pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("turns", range(1, 25))
+async def test_a_reader_that_is_cancelled_as_it_begins_ends(
+    name: str, turns: int
+) -> None:
+    """The client connects then, and takes a cancellation for its own."""
+    async with listening(redis_stream(name, adapted_redis)) as listener:
+        reading = asyncio.create_task(receive_all(listener, []))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait([reading], timeout=HANG)
+        assert reading.cancelled()
+
+
+@on_redis
+@pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("make", [redis_stream, redis_list], ids=["stream", "list"])
 async def test_a_message_that_comes_while_a_waiting_reader_is_cancelled_is_for_others(
     name: str, make: Callable[..., AsyncBroker]
