@@ -18,7 +18,8 @@ that has not all of it is left as it is.
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+import re
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from random import getrandbits
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -27,12 +28,16 @@ from uuid import UUID
 from taskiq.adapters._bulk import in_chunks, plugin_is_missing
 from taskiq.bulk import GroupCommit, run_bounded
 from taskiq.outcome import Failed
-from taskiq.receiver.containment import Steps, first_step
+from taskiq.receiver.containment import Steps, contain, first_step
 
 try:
     import aiormq.abc
     import taskiq_aio_pika as plugin
-    from aiormq.exceptions import ChannelInvalidStateError, PublishError
+    from aiormq.exceptions import (
+        ChannelInvalidStateError,
+        ChannelPreconditionFailed,
+        PublishError,
+    )
     from pamqp import commands
     from pamqp.body import ContentBody
     from pamqp.frame import marshal
@@ -76,6 +81,10 @@ _LONGEST_KEY: Final = 255
 #: Milliseconds that a message may wait, at most: ten years. More, or less than none, is
 #: what the server closes the channel for, with all that is under way on it.
 _LONGEST_WAIT: Final = 315_360_000_000
+#: Bytes of a message that shares a channel with others, at most.
+_LARGEST_SHARED: Final = 4 * 1024 * 1024
+#: What a server says of a message that is too large, with the bytes that it takes.
+_TOO_LARGE: Final = re.compile(r"max size (\d+)")
 #: What is around the content of each frame.
 _EMPTY_FRAME: Final = marshal(ContentBody(b""), 0)
 
@@ -89,11 +98,12 @@ class AioPikaBroker(plugin.AioPikaBroker):
     async def startup(self) -> None:
         """Start as the plugin does."""
         await super().startup()
-        await _publish_together(self.write_channel)
+        publish_together = partial(_publish_together, sizes=_Sizes())
+        await publish_together(self.write_channel)
         # The channel is another one after its connection was lost.
         reopened: Any = getattr(self.write_channel, "reopen_callbacks", None)
         if reopened is not None:
-            reopened.add(_publish_together)
+            reopened.add(publish_together)
 
     async def kick_many(
         self,
@@ -170,7 +180,10 @@ async def _promised(future: asyncio.Future[_Value]) -> _Value:
     try:
         return await future
     except asyncio.CancelledError as exc:
-        if future.cancelled() or not future.done():  # this asyncio task was
+        is_promise_broken = (
+            future.done() and not future.cancelled() and future.exception() is exc
+        )
+        if not is_promise_broken:  # this asyncio task was cancelled
             raise
         raise _as_error(exc) from exc
 
@@ -185,12 +198,33 @@ def _as_error(reason: BaseException | None) -> Exception:
 # -- Publishing -----------------------------------------------------------------------
 
 
-async def _publish_together(channel: Any) -> None:
+async def _publish_together(channel: Any, *, sizes: _Sizes) -> None:
     """Let a channel of aio-pika write many messages at once."""
     ask: Any = getattr(channel, "get_underlay_channel", None)  # not in 9.0
     underlay: Any = None if ask is None else await ask()
     if _is_known(underlay) and underlay.publisher_confirms:
-        underlay.basic_publish = _Publishes(underlay).basic_publish
+        underlay.basic_publish = _Publishes(underlay, sizes).basic_publish
+
+
+class _Sizes:
+    """Which messages share a channel.
+
+    A server closes the channel for one that is larger than its `max_message_size`,
+    and does not say beforehand how much that is.
+
+    :ivar largest_shared: bytes of a message that does, at most.
+    """
+
+    def __init__(self) -> None:
+        self.largest_shared = _LARGEST_SHARED
+
+    def learn(self, reason: BaseException | None) -> bool:
+        """Say whether a channel was closed for a size, and heed how much it was."""
+        found = _TOO_LARGE.search(str(reason))
+        if found is None or not isinstance(reason, ChannelPreconditionFailed):
+            return False
+        self.largest_shared = min(self.largest_shared, int(found[1]))
+        return True
 
 
 def _refuse(properties: Any, size: int, most: int) -> None:
@@ -260,8 +294,11 @@ class _Publishes:
     they are under way the next ones are written.
     """
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Any, sizes: _Sizes) -> None:
         self._channel = channel
+        self._sizes = sizes
+        #: One large message at a time: two need as much memory, and are not sooner.
+        self._apart = asyncio.Lock()
         self._publish_alone = channel.basic_publish
         self._group = GroupCommit(
             partial(in_chunks, self._write, size_of=_Publish.size)
@@ -305,18 +342,54 @@ class _Publishes:
         if not properties.message_id:
             # As the channel does, which asks the system for nothing.
             properties.message_id = UUID(int=getrandbits(128), version=4).hex
+        is_shared = len(body) <= self._sizes.largest_shared
+        publish = self._publish if is_shared else self._publish_apart
+        reply: Any = await publish(way, properties, body)
+        if isinstance(reply, aiormq.abc.DeliveredMessage):
+            raise PublishError(reply, cast("Any", reply.delivery))
+        return reply
+
+    async def _publish_apart(
+        self, way: tuple[Any, ...], properties: Any, body: bytes
+    ) -> Any:
+        """Publish a message on a channel of its own, which it may cost.
+
+        :raises ValueError: it is larger than the server takes.
+        """
+        async with self._apart, self._own_channel() as channel:
+            own = _Publishes(channel, self._sizes)
+            try:
+                return await own._publish(way, properties, body)
+            except ChannelPreconditionFailed as exc:
+                if not self._sizes.learn(exc):
+                    raise
+                raise ValueError(
+                    f"the server takes no message of {len(body)} bytes; its "
+                    f"max_message_size, in rabbitmq.conf, says what it takes: {exc}",
+                ) from exc
+
+    @asynccontextmanager
+    async def _own_channel(self) -> AsyncGenerator[Any]:
+        """Open a channel for one message. A connection that ends cancels nobody."""
+        opens = partial(self._channel.connection.channel, on_return_raises=False)
+        channel = await contain(opens)
+        if isinstance(channel, Failed):
+            raise _as_error(channel.error) from channel.error
+        try:
+            yield channel
+        finally:
+            await contain(channel.close)
+
+    async def _publish(self, way: tuple[Any, ...], properties: Any, body: bytes) -> Any:
         # Who cannot be sent fails here, alone.
         frames = self._frames(way, properties, body)
         confirmed = _Confirmation(loop=self._channel.loop)
         publish = _Publish(frames, properties.message_id, confirmed)
         try:
             await self._group.submit(publish)
-            reply: Any = await confirmed
+            return await confirmed
         finally:
             self._end(publish)
-        if isinstance(reply, aiormq.abc.DeliveredMessage):
-            raise PublishError(reply, cast("Any", reply.delivery))
-        return reply
 
     def _frames(self, way: tuple[Any, ...], properties: Any, body: bytes) -> bytes:
         number = self._channel.number
@@ -367,6 +440,7 @@ class _Publishes:
     def _lose(self, closing: asyncio.Future[Any]) -> None:
         """Nothing more is confirmed: the channel was closed, or its connection lost."""
         reason = None if closing.cancelled() else closing.exception()
+        self._sizes.learn(reason)
         for publish in self._open:
             publish.confirmed.set_exception(_as_error(reason))
 

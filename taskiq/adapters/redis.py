@@ -18,7 +18,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections import defaultdict, deque
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -34,6 +34,7 @@ from taskiq.adapters._unique import GroupedUniqueKeys
 from taskiq.bulk import GroupCommit, cancel_all
 from taskiq.models import maker_of
 from taskiq.rates import LATENESS, RateStore, Turns
+from taskiq.receiver.tasks import uninterrupted
 
 try:
     import redis.asyncio as client
@@ -46,14 +47,18 @@ if TYPE_CHECKING:
         AsyncGenerator,
         Callable,
         Collection,
+        Coroutine,
         Iterable,
         Sequence,
     )
     from contextlib import AbstractAsyncContextManager
+    from typing import TypeAlias
 
     from taskiq.message import BrokerMessage
     from taskiq.rates import Request
     from taskiq.unique import Claim, UniqueStore
+
+    _Read: TypeAlias = Callable[..., Coroutine[Any, Any, Iterable[Any]]]
 
 __all__ = [
     "ListQueueBroker",
@@ -78,6 +83,10 @@ logger = logging.getLogger("taskiq.adapters")
 _LONGEST_BLOCK: Final = 2000
 #: Seconds between two searches for messages that nobody is about to acknowledge.
 _LONGEST_PAUSE: Final = 5.0
+#: Seconds that a stop waits for a read, and for what was read to be given back.
+_LONGEST_STOP: Final = 3.0
+#: Seconds between two calls to the server to end a read.
+_PAUSE_OF_CALLS: Final = 0.05
 #: What a server that is away makes operations fail with.
 _TROUBLE: Final = (OSError, asyncio.TimeoutError, client.RedisError)
 #: Where a search begins, and what it says when it has seen all.
@@ -214,6 +223,18 @@ class _Broker(AsyncBroker):
         """Give a client of the server."""
 
     @abstractmethod
+    def _reader(self) -> AbstractAsyncContextManager[Any]:
+        """Give the client that reads."""
+
+    async def _number_of(self, redis: Any) -> int | None:
+        """Ask by which number the server knows who reads; `None` if it does not say."""
+        try:
+            number: int = await redis.client_id()
+        except client.ResponseError:  # no right to ask, for one
+            return None
+        return number
+
+    @abstractmethod
     def _commands(
         self,
         messages: Sequence[tuple[str, bytes]],
@@ -269,6 +290,73 @@ class _Broker(AsyncBroker):
         return outcomes
 
 
+async def _within_a_stop(work: Coroutine[Any, Any, None]) -> None:
+    """Do what a stop has to do, unless it takes too long."""
+    task = asyncio.create_task(work)
+    await asyncio.wait([task], timeout=_LONGEST_STOP)
+    await cancel_all([task])
+
+
+class _Reads:
+    """Finishes every read, also one whose reader is cancelled.
+
+    What the server has given to a read that is given up is nobody's, that of a stream
+    until `idle_timeout` is over. It may give it at any moment until it knows of that.
+    So the server is told to end the read, and gives what it has.
+
+    :param pool: gives a client with other connections than the one that reads.
+    :param ask: asks by which number the server knows the connection that reads; `None`
+        if that is not known.
+    :param messages: takes what was read.
+    """
+
+    def __init__(
+        self,
+        pool: Callable[[], AbstractAsyncContextManager[Any]],
+        ask: Callable[[], Coroutine[Any, Any, int | None]],
+        messages: deque[Any],
+    ) -> None:
+        self._pool = pool
+        self._ask = ask
+        self._is_asked = False
+        self._number: int | None = None
+        self._messages = messages
+
+    async def finish(self, read: _Read, *args: Any) -> None:
+        """Read, and take what was read, before a cancellation is raised, too."""
+        reading = asyncio.create_task(self._read(read, args))
+        try:
+            await asyncio.wait([reading])
+        except asyncio.CancelledError:
+            await uninterrupted(self._end(reading))
+            raise
+        reading.result()
+
+    async def _read(self, read: _Read, args: tuple[Any, ...]) -> None:
+        if not self._is_asked:
+            # In this asyncio task, too: a client that connects loses cancellations.
+            self._number = await self._ask()
+            self._is_asked = True
+        self._messages.extend(await read(*args))
+
+    async def _end(self, reading: asyncio.Task[Any]) -> None:
+        """Wait for a read a little longer than the server lets it wait."""
+        calls = asyncio.create_task(self._call(reading))
+        await asyncio.wait([reading], timeout=_LONGEST_STOP)
+        await cancel_all([calls, reading])
+        if not reading.cancelled():
+            reading.exception()  # nobody is to be told of it
+
+    async def _call(self, reading: asyncio.Task[Any]) -> None:
+        """Call the server to end a read; more than once, as it may just begin."""
+        with suppress(*_TROUBLE):  # it ends by itself
+            async with self._pool() as redis:
+                while not reading.done():
+                    if self._number is not None:
+                        await redis.client_unblock(self._number)
+                    await asyncio.wait([reading], timeout=_PAUSE_OF_CALLS)
+
+
 class _ListBroker(_Broker):
     """What sends to lists.
 
@@ -279,14 +367,37 @@ class _ListBroker(_Broker):
     async def listen(self) -> AsyncGenerator[bytes, None]:
         """Receive messages.
 
-        A read ends before the client gives it up: a message that came meanwhile would
+        What a read is given whose reader is cancelled goes back to the list.
+        """
+        messages: deque[bytes] = deque()
+        try:
+            async with self._reader() as redis:
+                reads = _Reads(self._redis, partial(self._number_of, redis), messages)
+                while True:
+                    await reads.finish(self._taken, redis)
+                    while messages:
+                        yield messages.popleft()
+        finally:
+            if messages:
+                await uninterrupted(_within_a_stop(self._put_back(messages)))
+
+    async def _taken(self, redis: Any) -> list[bytes]:
+        """Take a message.
+
+        The read ends before the client gives it up: a message that came meanwhile would
         be lost with it.
         """
-        async with self._redis() as redis:
-            while True:
-                found = await redis.brpop(self.queue_name, _LONGEST_BLOCK // 1000)
-                if found is not None:
-                    yield found[1]
+        found = await redis.brpop(self.queue_name, _LONGEST_BLOCK // 1000)
+        return [] if found is None else [found[1]]
+
+    async def _put_back(self, messages: Collection[bytes]) -> None:
+        """Let others have what nobody here has asked for, and next."""
+        try:
+            async with self._redis() as redis:
+                await redis.rpush(self.queue_name, *messages)
+        except (*_TROUBLE, asyncio.CancelledError) as exc:
+            count, queue = len(messages), self.queue_name
+            logger.error("Lost %s messages taken from %s: %r", count, queue, exc)  # noqa: TRY400 - one line
 
     def _commands(
         self,
@@ -362,6 +473,11 @@ class _StreamBroker(_Broker):
     def _held(self) -> _Held:
         return _Held(self)
 
+    @cached_property
+    def _earlier(self) -> _Earlier:
+        # One for all that listen: who does so again holds what it was given since.
+        return _Earlier(self)
+
     def equip_message(self, message: bytes | AckableMessage) -> bytes | AckableMessage:
         """Fill in what can be done with a message, for `taskiq.capabilities`."""
         if isinstance(message, _StreamMessage) and message.nack is None:
@@ -376,17 +492,28 @@ class _StreamBroker(_Broker):
         messages: deque[_StreamMessage] = deque()
         keeping = asyncio.create_task(self._held.keep(messages))
         try:
-            async with self._redis() as redis:
-                while True:
-                    messages += await new.messages(redis, abandoned.longest_wait)
+            async with self._reader() as redis:
+                reads = _Reads(self._redis, partial(self._number_of, redis), messages)
+                while self._earlier.is_left:
+                    await reads.finish(self._earlier.messages, redis)
                     while messages:
                         yield messages.popleft()
-                    messages += await abandoned.messages(redis)
+                while True:
+                    await reads.finish(new.messages, redis, abandoned.longest_wait)
+                    while messages:
+                        yield messages.popleft()
+                    if abandoned.longest_wait <= 0:
+                        await reads.finish(abandoned.messages, redis)
                     while messages:
                         yield messages.popleft()
         finally:
-            await cancel_all([keeping])
-            await self._held.return_unread(messages)
+            await uninterrupted(self._end_listening(keeping, messages))
+
+    async def _end_listening(
+        self, keeping: asyncio.Task[None], messages: deque[_StreamMessage]
+    ) -> None:
+        await cancel_all([keeping])
+        await _within_a_stop(self._held.return_unread(messages))
 
     def _messages(
         self,
@@ -515,18 +642,21 @@ class _Held:
                     logger.warning("%s messages are left to others: %r", left, outcome)
                     break
 
-    async def counts(self, redis: Any, stream: Any, ids: Sequence[Any]) -> list[int]:
-        """Ask how often entries were delivered that were claimed just now."""
+    async def count(
+        self, redis: Any, stream: Any, messages: Sequence[_StreamMessage]
+    ) -> None:
+        """Ask how often messages of a stream were delivered that came back just now."""
+        if not messages:
+            return
         pipeline = redis.pipeline(transaction=False)
         group = self._broker.consumer_group_name
-        for each in ids:
-            pipeline.xpending_range(stream, group, each, each, 1)
+        for message in messages:
+            pipeline.xpending_range(stream, group, message.id, message.id, 1)
         replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        # Whoever is claimed was delivered before.
-        return [
-            2 if _error(reply) or not reply else int(reply[0]["times_delivered"])
-            for reply in replies
-        ]
+        for message, reply in zip(messages, replies, strict=True):
+            is_known = reply and _error(reply) is None
+            # Whoever came back was delivered before.
+            message.deliveries = int(reply[0]["times_delivered"]) if is_known else 2
 
     @property
     def _lease(self) -> float:
@@ -629,7 +759,8 @@ class _New:
 
     def __init__(self, broker: _StreamBroker) -> None:
         self._broker = broker
-        self._streams = {broker.queue_name: ">", **broker.additional_streams}
+        names = (broker.queue_name, *broker.additional_streams)
+        self._streams = dict.fromkeys(names, ">")
         self._has_more = False
         self._can_pack = True
 
@@ -686,6 +817,53 @@ class _New:
         ]
 
 
+class _Earlier:
+    """Reads what this consumer was given before and has not acknowledged, once.
+
+    That is what an id means in `additional_streams`, other than `>`: entries after it
+    that a consumer of this name was given. A stream that has no more of them gives
+    nothing, at once and always: it is read for new messages then.
+    """
+
+    def __init__(self, broker: _StreamBroker) -> None:
+        self._broker = broker
+        #: The streams that may have more, and the id of the last entry of each.
+        self._left = {
+            stream: last
+            for stream, last in broker.additional_streams.items()
+            if last not in {">", b">"}
+        }
+
+    @property
+    def is_left(self) -> bool:
+        """Whether there may be more."""
+        return bool(self._left)
+
+    async def messages(self, redis: Any) -> list[_StreamMessage]:
+        """Read the next ones of each stream, as many as new ones are read at once."""
+        broker = self._broker
+        replies = await redis.xreadgroup(
+            broker.consumer_group_name,
+            broker.consumer_name,
+            dict(self._left),
+            count=broker.count,
+        )
+        found: list[_StreamMessage] = []
+        left: dict[Any, Any] = {}
+        # There is a reply for each, in their order.
+        pairs = zip(self._left, _streams_of(replies), strict=True)
+        for name, (stream, given) in pairs:
+            entries = list(given)
+            if not entries:
+                continue
+            left[name] = entries[-1][0]
+            messages = broker._messages(stream, _data_of(entries))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
+            await broker._held.count(redis, stream, messages)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            found += messages
+        self._left = left  # what failed before this is read again
+        return found
+
+
 class _Abandoned:
     """Finds messages that were delivered long ago and not acknowledged."""
 
@@ -738,11 +916,7 @@ class _Abandoned:
         has_seen_all = cursor in {_BEGINNING, _BEGINNING.encode()}
         self._cursors[stream] = None if has_seen_all else cursor
         messages = broker._messages(stream, _data_of(entries))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - part of it
-        if messages:
-            ids = [message.id for message in messages]
-            counts = await self._held.counts(redis, stream, ids)
-            for message, count in zip(messages, counts, strict=True):
-                message.deliveries = count
+        await self._held.count(redis, stream, messages)
         return messages
 
 
@@ -1047,6 +1221,17 @@ def _as_text(reply: str | bytes) -> str:
 # -- One server -------------------------------------------------------------------
 
 
+@asynccontextmanager
+async def _own_connection(pool: Any) -> AsyncGenerator[Any]:
+    """Give a client with one connection, not of a pool, which may have but few."""
+    own = client.ConnectionPool(pool.connection_class, 1, **pool.connection_kwargs)
+    redis = client.Redis.from_pool(own)
+    try:
+        yield redis
+    finally:
+        await redis.aclose()
+
+
 class _OnPool:
     """A broker with connections to one server."""
 
@@ -1059,6 +1244,9 @@ class _OnPool:
 
     def _redis(self) -> AbstractAsyncContextManager[Any]:
         return nullcontext(self._client)
+
+    def _reader(self) -> AbstractAsyncContextManager[Any]:
+        return _own_connection(self.connection_pool)
 
 
 class RedisStreamBroker(_OnPool, _StreamBroker, plugin.RedisStreamBroker):
@@ -1088,16 +1276,8 @@ class RedisAsyncResultBackend(
     def _redis(self) -> AbstractAsyncContextManager[Any]:
         return nullcontext(self._client)
 
-    @asynccontextmanager
-    async def _subscriber(self) -> AsyncGenerator[Any]:
-        # Not one of the pool, which may have but few.
-        pool = self.redis_pool
-        own = client.ConnectionPool(pool.connection_class, 1, **pool.connection_kwargs)
-        redis = client.Redis.from_pool(own)
-        try:
-            yield redis
-        finally:
-            await redis.aclose()
+    def _subscriber(self) -> AbstractAsyncContextManager[Any]:
+        return _own_connection(self.redis_pool)
 
 
 # -- Sentinel -----------------------------------------------------------------------
@@ -1112,7 +1292,7 @@ class _OnMaster:
     def _redis(self) -> AbstractAsyncContextManager[Any]:
         return cast("AbstractAsyncContextManager[Any]", self._acquire_master_conn())
 
-    _subscriber = _redis
+    _subscriber = _reader = _redis
 
 
 class RedisStreamSentinelBroker(
@@ -1148,6 +1328,11 @@ class _OnCluster:
     @asynccontextmanager
     async def _redis(self) -> AsyncGenerator[Any]:
         yield self.redis
+
+    _reader = _redis
+
+    async def _number_of(self, redis: Any) -> None:
+        """Say that it is not known: there are many connections to each server."""
 
 
 class RedisStreamClusterBroker(

@@ -72,9 +72,14 @@ class OwnServer(ABC):
     async def stop(self, signum: signal.Signals = signal.SIGTERM) -> None:
         if self._process is None:
             return
-        with suppress(ProcessLookupError):  # it has ended
-            self._process.send_signal(signum)
+        self.signal(signum)
         await asyncio.wait_for(self._process.wait(), _PATIENCE)
+
+    def signal(self, signum: signal.Signals) -> None:
+        """Send its process a signal, if it has one."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):  # it has ended
+                self._process.send_signal(signum)
 
     async def restart(self, away: float) -> None:
         """End it and start it again, with the same data on the same port.

@@ -106,8 +106,10 @@ def redis_stream(
     return broker.with_result_backend(redis_results(name, plugin, url))
 
 
-def redis_list(name: str, plugin: Any = taskiq_redis) -> AsyncBroker:
-    broker: AsyncBroker = plugin.ListQueueBroker(REDIS.url, queue_name=f"{name}-list")
+def redis_list(name: str, plugin: Any = taskiq_redis, **options: Any) -> AsyncBroker:
+    broker: AsyncBroker = plugin.ListQueueBroker(
+        REDIS.url, queue_name=f"{name}-list", **options
+    )
     return broker.with_result_backend(redis_results(name, plugin))
 
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from signal import SIGKILL
+from pathlib import Path
+from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import Any, cast
 
 import pytest
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
 
 from taskiq import AckableMessage, AsyncBroker
 from taskiq.adapters import postgres as adapted_asyncpg
 from taskiq.adapters import redis as adapted_redis
+from taskiq.capabilities import equip
 from taskiq.message import BrokerMessage
+from tests.faults.servers import OwnRedis
 from tests.support.hub import HANG, Hub
 
-from .lines import HASTY, postgres, redis_stream
+from .lines import HASTY, postgres, redis_list, redis_stream
 from .servers import POSTGRES, REDIS, sql_name
 from .servers import postgres as connected
 from .stage import Stage, results_of, values_of
@@ -104,6 +109,14 @@ async def receive(
     ]
 
 
+async def receive_all(
+    listener: AsyncGenerator[bytes | AckableMessage, None], received: list[int]
+) -> None:
+    async for each in listener:
+        number = int(cast("AckableMessage", each).data)
+        received.append(number)  # each at once: this is cancelled
+
+
 async def receives_nothing(
     listener: AsyncGenerator[bytes | AckableMessage, None],
 ) -> bool:
@@ -144,6 +157,183 @@ async def test_all_that_was_held_is_taken_over_however_much_it_is(name: str) -> 
     async with listening(other) as listener:
         again = await receive(listener, 1500)
         assert {each.data for each in again} == {each.data for each in received}
+
+
+@on_redis
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("command", ["XREADGROUP", "EVAL", "XAUTOCLAIM"])
+async def test_what_a_cancelled_reader_was_just_given_is_for_others_at_once(
+    name: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when their `idle_timeout` is over, which is ten minutes."""
+    broker = redis_stream(name, adapted_redis, xread_count=5)
+    execute: Any = Redis.execute_command
+    given: list[Any] = []
+
+    async def execute_and_cancel(self: Any, *args: Any, **options: Any) -> Any:
+        reply = await execute(self, *args, **options)
+        if args[0] == command and not given and any(reply):
+            given.append(reply)
+            reading.cancel()
+            await asyncio.sleep(0)  # where it would end
+        return reply
+
+    async with listening(broker) as listener:
+        await broker.kick_many([message(number) for number in range(20)])
+        if command == "XAUTOCLAIM":
+            for each in await receive(listener, 20):
+                equip(broker, each)
+                await cast("Any", each.nack)(0)
+        monkeypatch.setattr(Redis, "execute_command", execute_and_cancel)
+        received: list[int] = []
+        reading = asyncio.create_task(receive_all(listener, received))
+        await asyncio.wait([reading], timeout=HANG)
+        assert reading.cancelled()
+        assert given
+    async with listening(redis_stream(name, adapted_redis)) as other:
+        others = await receive(other, 20 - len(received))
+    received += [int(each.data) for each in others]
+    assert sorted(received) == list(range(20))
+
+
+async def until_a_read_waits(redis: Any, name: str) -> None:
+    """Wait until one does on the server, of a connection with this name."""
+    while not any(  # noqa: ASYNC110 - nobody tells us
+        each["name"] == name and "b" in each["flags"] for each in redis.client_list()
+    ):
+        await asyncio.sleep(0)
+
+
+@on_redis
+@pytest.mark.usefixtures("server")
+async def test_a_stop_does_not_wait_for_a_read_that_waits(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for longest in ("_LONGEST_BLOCK", "_LONGEST_PAUSE", "_LONGEST_STOP"):
+        monkeypatch.setattr(adapted_redis, longest, 1_000_000)
+    broker = redis_stream(
+        name, adapted_redis, client_name=name, xread_block=0, socket_timeout=None
+    )
+    async with listening(broker) as listener:
+        reading = asyncio.create_task(receive(listener, 1))
+        with SyncRedis.from_url(REDIS.url) as redis:
+            await until_a_read_waits(redis, name)
+        reading.cancel()
+        await asyncio.wait([reading], timeout=HANG)
+        assert reading.cancelled()
+
+
+@on_redis
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("turns", range(1, 25))
+async def test_a_reader_that_is_cancelled_as_it_begins_ends(
+    name: str, turns: int
+) -> None:
+    """The client connects then, and takes a cancellation for its own."""
+    async with listening(redis_stream(name, adapted_redis)) as listener:
+        reading = asyncio.create_task(receive_all(listener, []))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait([reading], timeout=HANG)
+        assert reading.cancelled()
+
+
+@on_redis
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("make", [redis_stream, redis_list], ids=["stream", "list"])
+async def test_a_message_that_comes_while_a_waiting_reader_is_cancelled_is_for_others(
+    name: str, make: Callable[..., AsyncBroker]
+) -> None:
+    """The server has given it to the read, and the reply is on its way."""
+    broker = make(name, adapted_redis, client_name=name)
+    async with listening(broker) as listener:
+        reading = asyncio.create_task(receive_all(listener, []))
+        with SyncRedis.from_url(REDIS.url) as redis:
+            await until_a_read_waits(redis, name)
+            redis.xadd(f"{name}-stream", {"data": b"7"})
+            redis.lpush(f"{name}-list", b"7")
+            # Nothing else happens in the event loop meanwhile.
+            while not was_given(redis, name, make):
+                pass
+        reading.cancel()
+        await asyncio.sleep(0)
+        reading.cancel()  # as who stops it does if it takes long
+        await asyncio.wait([reading], timeout=HANG)
+        assert reading.cancelled()
+    async with listening(make(name, adapted_redis)) as other:
+        received: Any = await asyncio.wait_for(anext(other), HANG)
+    assert getattr(received, "data", received) == b"7"
+
+
+def was_given(redis: Any, name: str, make: Callable[..., AsyncBroker]) -> bool:
+    if make is redis_list:
+        return not redis.llen(f"{name}-list")
+    return bool(redis.xpending(f"{name}-stream", f"{name}-group")["pending"])
+
+
+@on_redis
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("start", ["0", 0, "after the first"])
+async def test_what_a_consumer_was_given_before_comes_once_then_what_is_new(
+    name: str, start: Any
+) -> None:
+    """With the plugin it comes again and again, and nothing new ever."""
+    other, fixed = f"{name}-other", {"consumer_name": "a-pod", "client_name": name}
+    streams = {other: ">"}
+    before = redis_stream(name, adapted_redis, additional_streams=streams, **fixed)
+    async with listening(before) as listener:
+        messages = [message(number, queue_name=other) for number in range(6)]
+        assert await before.kick_many(messages[:5]) == [None] * 5
+        first, second, *_ = cast("list[Any]", await receive(listener, 5))
+        await second.ack()
+
+    streams[other] = first.id.decode() if start == "after the first" else start
+    expected = [2, 3, 4, 5] if start == "after the first" else [0, 2, 3, 4, 5]
+    again = redis_stream(
+        name, adapted_redis, additional_streams=streams, xread_count=2, **fixed
+    )
+    async with listening(again) as listener:
+        received = await receive(listener, len(expected) - 1)
+        assert {each.deliveries for each in received} == {2}
+        await again.kick(messages[5])
+        received += await receive(listener, 1)
+        assert [int(each.data) for each in received] == expected
+    async with listening(again) as listener:
+        reading = asyncio.create_task(receive(listener, 1))
+        with SyncRedis.from_url(REDIS.url) as redis:
+            await asyncio.wait_for(until_a_read_waits(redis, name), HANG)
+        assert not reading.done()
+        reading.cancel()
+        await asyncio.wait([reading])
+
+
+@pytest.mark.parametrize("read", [1, 3], ids=["unread", "reading"])
+async def test_a_stop_ends_while_redis_says_nothing(
+    read: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits neither for a read nor to give back what was read."""
+    if not OwnRedis.is_installed():
+        pytest.skip("redis-server is not installed")
+    monkeypatch.setattr(adapted_redis, "_LONGEST_STOP", 0.1)
+    server = OwnRedis(tmp_path / "redis")
+    await server.start()
+    try:
+        broker = redis_stream(name, adapted_redis, server.url, socket_timeout=None)
+        async with listening(broker) as listener:
+            await broker.kick_many([message(number) for number in range(3)])
+            await receive(listener, read)
+            server.signal(SIGSTOP)
+            if read == 3:
+                reading = asyncio.create_task(receive(listener, 1))
+                await asyncio.sleep(0)
+                reading.cancel()
+                await asyncio.wait([reading], timeout=HANG)
+                assert reading.cancelled()
+            await asyncio.wait_for(listener.aclose(), HANG)
+    finally:
+        server.signal(SIGCONT)
+        await server.stop()
 
 
 @on_postgres

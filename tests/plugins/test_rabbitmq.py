@@ -141,8 +141,9 @@ async def publishing_channel(broker: Any) -> Any:
         ({"small": -1, "large": 2**40, "yes": True, "none": None}, b""),
         ({}, b"x" * 131_064),  # just one frame
         ({}, b"x" * 300_000),
+        ({}, b"x" * 5_000_000),  # on a channel of its own
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 async def test_a_message_arrives_as_that_of_the_plugin(
     name: str, labels: dict[str, Any], data: bytes
@@ -173,6 +174,20 @@ def said_of(found: Any, name: str) -> dict[str, Any]:
         routing_key=found.routing_key.removeprefix(name),
     )
     return cast("dict[str, Any]", said)
+
+
+async def test_without_a_limit_of_frames_a_message_is_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a server says with a `frame_max` of 0."""
+    sent = [b"x" * 100_000, b"", b"text"]
+    messages = [MESSAGES[1].model_copy(update={"message": data}) for data in sent]
+    async with started(made(name)) as broker:
+        channel = await publishing_channel(broker)
+        monkeypatch.setattr(channel, "max_content_size", -channel.CONTENT_FRAME_SIZE)
+        sending = broker.kick_many(messages)
+        assert await asyncio.wait_for(sending, HANG) == [None] * 3
+    assert await bodies(name) == sent
 
 
 async def test_messages_arrive_in_their_order(name: str) -> None:
@@ -324,6 +339,49 @@ async def test_what_cannot_be_sent_fails_alone(
     assert await bodies(name) == [b"1", b"1"]
 
 
+async def test_what_is_larger_than_the_server_takes_fails_alone(name: str) -> None:
+    """It closes the channel for it; others of the same call and moment are sent."""
+    size = 128 * 1024 * 1024 + 1
+    async with started(made(name)) as broker:
+        channel = await publishing_channel(broker)
+        singles = asyncio.gather(*map(broker.kick, MESSAGES[6:100]))
+        many = await broker.kick_many(
+            [*MESSAGES[:3], message(3, b"x" * size), *MESSAGES[4:6]]
+        )
+        assert [type(each) for each in many] == [
+            ValueError if number == 3 else type(None) for number in range(6)
+        ]
+        assert f"no message of {size} bytes; its max_message_size" in str(many[3])
+        assert await singles == [None] * 94
+        assert list(channel.connection.channels.values()) == [channel]
+    stored = set(map(int, await bodies(name)))
+    assert stored == set(range(100)) - {3}
+
+
+@pytest.mark.parametrize(
+    ("reason", "largest"),
+    [
+        # RabbitMQ from 3.8 on, and before.
+        ("message size 2000001 is larger than configured max size 2000000", 2_000_000),
+        ("message size 9 larger than max size 8", 8),
+        ("message size 134217729 is larger than configured max size 134217728", None),
+        ("invalid expiration '-1'", None),
+    ],
+)
+def test_a_limit_of_the_server_is_known_once_it_cost_a_channel(
+    reason: str, largest: int | None
+) -> None:
+    """If what is larger shared the channel with others."""
+    sizes = adapted._Sizes()
+    before = sizes.largest_shared
+    error = aiormq.exceptions.ChannelPreconditionFailed(
+        f"PRECONDITION_FAILED - {reason}"
+    )
+    assert sizes.learn(error) == ("max size" in reason)
+    assert not sizes.learn(ChannelInvalidStateError("max size 1"))
+    assert sizes.largest_shared == (largest or before)
+
+
 async def eventually(condition: Callable[[], Any]) -> None:
     ends = asyncio.get_running_loop().time() + HANG
     while not await condition():
@@ -387,6 +445,27 @@ async def test_messages_under_way_when_the_broker_stops_fail(name: str) -> None:
         assert isinstance(outcome, Exception) or (outcome is None and number in stored)
 
 
+async def test_a_large_message_fails_if_the_broker_stops_before_it_has_a_channel(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sender is not taken for cancelled."""
+    async with started(made(name)) as broker:
+        connection = (await publishing_channel(broker)).connection
+        opens = connection.channel
+
+        async def stop_and_open(**options: Any) -> Any:
+            channel = asyncio.ensure_future(opens(**options))
+            await asyncio.sleep(0)
+            await connection.close()
+            return await channel
+
+        monkeypatch.setattr(connection, "channel", stop_and_open)
+        sending = asyncio.create_task(broker.kick(message(1, b"x" * 5_000_000)))
+        await asyncio.wait([sending], timeout=HANG)
+    assert not sending.cancelled()
+    assert isinstance(sending.exception(), Exception)
+
+
 @pytest.mark.parametrize("turns", range(8))
 async def test_a_sender_that_is_cancelled_harms_no_other(name: str, turns: int) -> None:
     """Whether its message has left or not."""
@@ -439,6 +518,27 @@ async def test_a_sender_that_is_cancelled_while_its_message_leaves(name: str) ->
             for each in senders:
                 each.cancel()
         await asyncio.wait(senders)
+        assert await broker.kick_many(MESSAGES[:10]) == [None] * 10
+        assert_nothing_is_kept(channel)
+
+
+async def test_a_sender_that_is_cancelled_when_its_message_has_left(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is cancelled, and not told that the channel was closed."""
+    async with started(made(name)) as broker:
+        channel = await publishing_channel(broker)
+        put = channel.write_queue.put
+
+        async def put_and_cancel(frame: Any) -> None:
+            frame.drain_future.add_done_callback(lambda _: sender.cancel())
+            await put(frame)
+
+        monkeypatch.setattr(channel.write_queue, "put", put_and_cancel)
+        sender = asyncio.create_task(broker.kick(MESSAGES[0]))
+        await asyncio.wait([sender])
+        assert sender.cancelled()
+        monkeypatch.undo()
         assert await broker.kick_many(MESSAGES[:10]) == [None] * 10
         assert_nothing_is_kept(channel)
 
