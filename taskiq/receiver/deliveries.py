@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from taskiq.acks import AckableMessage
 from taskiq.capabilities import equip, resolve
@@ -14,7 +14,7 @@ from taskiq.receiver.containment import attempt, contain
 from taskiq.receiver.turns import Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from taskiq.abc.broker import AsyncBroker
     from taskiq.receiver.delivery import Delivery
@@ -102,7 +102,8 @@ class Deliveries:
         if told is None:
             told = getattr(attempt(equip, self._broker, raw), "deliveries", None)
         if callable(told):
-            told = await contain(told, seconds=_PATIENCE)
+            ask = cast("Callable[[], Awaitable[int | None]]", told)
+            told = await contain(ask, seconds=_PATIENCE)
         return told if isinstance(told, int) else 1
 
 

@@ -16,6 +16,7 @@ from taskiq.receiver.containment import (
     contain,
     first_step,
     in_context,
+    start,
     take_own_cancel,
 )
 from taskiq.receiver.tasks import Tasks, cancel_requests, start_task, uninterrupted
@@ -23,7 +24,7 @@ from tests.support.limits import within
 from tests.support.virtual_time import run_virtual
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator
 
 
 @types.coroutine
@@ -427,13 +428,17 @@ def test_what_is_closed_in_a_context_ends_there() -> None:
 # -- What is called where no event loop runs ----------------------------------------
 
 
-def test_a_first_step_is_taken_and_contained_without_a_task() -> None:
+@pytest.mark.parametrize("begin", [first_step, start])
+def test_a_first_step_is_taken_and_contained_without_a_task(
+    begin: Callable[..., Any],
+) -> None:
     async def text() -> str:
         return "async"
 
-    assert first_step(text) == "async"
-    assert first_step(lambda: "sync") == "sync"
-    failed = first_step(int, "no number")
+    # `start` is for what gives nothing.
+    given = begin(text), begin(lambda: "sync")
+    assert given == ((None, None) if begin is start else ("async", "sync"))
+    failed = begin(int, "no number")
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, ValueError)
 
@@ -447,14 +452,17 @@ def test_what_can_be_awaited_is_whatever_it_is_made_of() -> None:
     run_virtual(main())
 
 
-def test_a_cancellation_where_there_is_no_task_is_raised() -> None:
+@pytest.mark.parametrize("begin", [first_step, start])
+def test_a_cancellation_where_there_is_no_task_is_raised(
+    begin: Callable[..., Any],
+) -> None:
     """Nobody there could say that it is his own."""
 
     async def cancelled() -> None:
         raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        first_step(cancelled)
+        begin(cancelled)
 
 
 def test_who_stops_the_process_is_not_contained() -> None:

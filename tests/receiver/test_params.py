@@ -155,6 +155,7 @@ def test_keyword_only_values_are_cast_and_collected_keywords_are_not() -> None:
     def task(*, x: int, **others: int) -> None: ...
 
     assert cast(task, x="1", y="2") == ([], {"x": 1, "y": "2"})
+    assert cast(task, y="2") == ([], {"y": "2"})
 
 
 def test_more_arguments_than_parameters_stay_as_they_are() -> None:
