@@ -193,7 +193,7 @@ class Runtime:
                 await self._call_in_turn(delivery)
             else:
                 # Counted all the same: one that is to run alone may come meanwhile.
-                self.turns.gate.calls += 1
+                self.turns.gate.begin(None)
                 try:
                     await self._call(delivery)
                 finally:
@@ -210,8 +210,7 @@ class Runtime:
             ack_controller=delivery.controller,
         )
         delivery.is_error_told = True
-        error = result.error
-        if error is not None and isinstance(error, TaskAbortedError):
+        if isinstance(result.error, TaskAbortedError):
             abort(delivery)
 
     async def _call_in_turn(self, delivery: Delivery) -> None:
