@@ -93,8 +93,13 @@ _TROUBLE: Final = (
 )
 
 #: What all but one of several processes fail with that make a table at once, though
-#: they make it only if there is none.
-_MADE_MEANWHILE: Final = (asyncpg.UniqueViolationError, asyncpg.DuplicateTableError)
+#: they make it only if there is none: by how far the other one was, its row in the
+#: catalogue, the table's type or the table itself is there already.
+_MADE_MEANWHILE: Final = (
+    asyncpg.UniqueViolationError,
+    asyncpg.DuplicateObjectError,
+    asyncpg.DuplicateTableError,
+)
 
 _SEND: Final = """
 WITH sent AS (

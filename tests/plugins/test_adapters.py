@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, cast
 
 import aio_pika
+import asyncpg
 import pytest
 import taskiq_aio_pika
 import taskiq_nats
@@ -35,6 +36,7 @@ from taskiq.adapters import postgres as adapted_asyncpg
 from taskiq.adapters import rabbitmq as adapted_rabbitmq
 from taskiq.adapters import redis as adapted_redis
 from taskiq.message import BrokerMessage
+from taskiq.unique import Claim
 from taskiq.utils import maybe_awaitable
 from tests.faults.proxy import Proxy
 from tests.support.hub import HANG
@@ -644,6 +646,51 @@ async def test_processes_that_start_together_share_a_new_table(
             await broker.result_backend.set_result(new_ids(1)[0], result_of("any"))
     finally:
         await asyncio.gather(*(broker.shutdown() for broker in brokers))
+        await asyncio.to_thread(POSTGRES.remove, name)
+
+
+@pytest.mark.usefixtures("postgres")
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.UniqueViolationError,
+        asyncpg.DuplicateObjectError,
+        asyncpg.DuplicateTableError,
+    ],
+)
+async def test_a_table_that_another_process_makes_just_then_is_used(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these is what a server says, by how far the other process was."""
+    name = f"taskiq-adapters-{uuid.uuid4().hex[:12]}"
+    made: set[str] = set()
+
+    def with_another_process(ask: Any) -> Any:
+        async def asked(connection: Any, query: str, *args: Any, **options: Any) -> Any:
+            done = await ask(connection, query, *args, **options)
+            if "CREATE TABLE" in query and query not in made:
+                made.add(query)
+                raise error("made by another process")
+            return done
+
+        return asked
+
+    for way in ("fetch", "execute"):
+        ask = getattr(asyncpg.Connection, way)
+        monkeypatch.setattr(asyncpg.Connection, way, with_another_process(ask))
+    broker = lines.postgres(name, adapted_asyncpg)
+    results: Any = broker.result_backend
+    (task_id,) = new_ids(1)
+    try:
+        await broker.startup()
+        await results.set_result(task_id, result_of("any"))
+        await results.abort_store.mark(task_id)
+        assert await results.abort_store.look([task_id]) == {task_id}
+        claim = Claim("key", task_id, 60)
+        assert await results.unique_store.claim_many([claim]) == [task_id]
+        assert len(made) == 4  # messages, results, marks and keys
+    finally:
+        await broker.shutdown()
         await asyncio.to_thread(POSTGRES.remove, name)
 
 
