@@ -93,6 +93,8 @@ class Runtime:
         self.loop = loop
         self.base = contextvars.Context()
         self.tasks = Tasks(loop)
+        # Bound once, and not for each of thousands that wait.
+        self._take_sent = self._read_in_process
         self.clock: Clock = loop if clock is None else clock
         self.unique_keys = UniqueKeys(broker, self.clock, self._begin)
         self.settlement = Settlement(receiver, self.tasks, self.unique_keys)
@@ -388,7 +390,7 @@ class Runtime:
             self._begin_own_callback(delivery, work)
             return
         if is_plain:
-            self.tasks.begin(self._read_in_process(delivery), delivery)
+            self.tasks.begin_in_turn(self._take_sent, delivery)
             return
         self.admission.read(delivery)
         if delivery.is_batched and not self.admission.waits(delivery):
@@ -419,6 +421,7 @@ class Runtime:
         await self.take(delivery)
 
     async def _read_in_process(self, delivery: Delivery) -> None:
+        self.tasks.started(delivery)
         work_for(delivery)
         self.admission.read(delivery)
         await self.take(delivery)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import itertools
 import weakref
@@ -29,6 +30,7 @@ from taskiq.batch import FlushReason
 from taskiq.brokers.inmemory_broker import InmemoryResultBackend
 from taskiq.depends.progress_tracker import ProgressTracker, TaskProgress, TaskState
 from taskiq.exceptions import TaskiqBatchResultError
+from taskiq.receiver.tasks import UNSTARTED
 from tests.support.brokers import message_bytes
 from tests.support.poison import PoisonError
 from tests.support.recorders import RecordingMiddleware
@@ -162,6 +164,42 @@ def test_every_plain_task_whose_handle_is_kept_has_its_result(
         ]
 
     run_virtual(main())
+
+
+async def test_of_thousands_sent_at_once_a_hundred_wait_for_their_first_step(
+    broker: InMemoryBroker,
+) -> None:
+    """Others have no asyncio task yet, and lose neither their turn nor their context.
+
+    What waits in a task of its own holds back nobody.
+    """
+    number: contextvars.ContextVar[int] = contextvars.ContextVar("number")
+    ran: list[tuple[int, int]] = []
+    tasks_at_first: set[asyncio.Task[Any]] = set()
+    all_run, release = asyncio.Event(), asyncio.Event()
+
+    @broker.task
+    async def note(sent: int) -> None:
+        if not ran:
+            tasks_at_first.update(asyncio.all_tasks())
+        ran.append((sent, number.get()))
+        if len(ran) == 2_000:
+            all_run.set()
+        if sent % 2:
+            await release.wait()
+
+    async def send(each: int) -> None:
+        number.set(each)
+        await note.kiq(each)
+
+    await asyncio.gather(*map(send, range(1_000)))
+    assert 0 < len(ran) < 1_000  # others are sent when some have begun
+    await asyncio.gather(*map(send, range(1_000, 2_000)))
+    await all_run.wait()
+    release.set()
+    await broker.wait_all()
+    assert ran == [(each, each) for each in range(2_000)]
+    assert len(tasks_at_first) == UNSTARTED + 2  # and that first one, and the test
 
 
 # -- Waiting for all -------------------------------------------------------------------

@@ -19,7 +19,13 @@ from taskiq.receiver.containment import (
     start,
     take_own_cancel,
 )
-from taskiq.receiver.tasks import Tasks, cancel_requests, start_task, uninterrupted
+from taskiq.receiver.tasks import (
+    UNSTARTED,
+    Tasks,
+    cancel_requests,
+    start_task,
+    uninterrupted,
+)
 from tests.support.limits import within
 from tests.support.virtual_time import run_virtual
 
@@ -83,6 +89,78 @@ def test_what_has_ended_or_runs_in_no_loop_is_neither_stopped_nor_own() -> None:
         return tasks
 
     assert not run_virtual(main()).is_own()
+
+
+class Sent:
+    """What one of many asyncio tasks works for."""
+
+    broker = None
+    is_batched = False
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.is_over = False
+
+    def leave(self) -> None:
+        self.is_over = True
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+
+class Burst:
+    """More is begun at once than may wait for its first step."""
+
+    def __init__(self) -> None:
+        self.tasks = Tasks(asyncio.get_running_loop())
+        self.sent = [Sent(number) for number in range(2 * UNSTARTED)]
+        self.started: list[int] = []
+        for each in self.sent:
+            self.tasks.begin_in_turn(self.take, each)
+
+    async def take(self, sent: Sent) -> None:
+        self.tasks.started(sent)
+        self.started.append(sent.number)
+
+    async def end(self) -> None:
+        await self.tasks.wait_until(lambda: True)
+        assert all(each.is_over for each in self.sent)
+
+
+async def test_one_that_is_cancelled_before_its_first_step_is_in_nobodys_way() -> None:
+    burst = Burst()
+    next(iter(burst.tasks.of(lambda each: each is burst.sent[3]))).cancel()
+    await burst.end()
+    assert burst.started == [each.number for each in burst.sent if each.number != 3]
+
+
+async def test_what_follows_those_that_are_all_cancelled_is_left_like_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """So an event loop that ends finds nothing that begins when it is over."""
+    burst = Burst()
+    for task in burst.tasks.of(lambda _: True):
+        task.cancel()
+    await burst.end()
+    assert burst.started == []
+    (line,) = [each for each in caplog.records if hasattr(each, "tasks")]
+    followers = "; ".join(str(number) for number in range(UNSTARTED, 2 * UNSTARTED))
+    assert line.getMessage() == (
+        f"Left for redelivery, as what was to begin before was cancelled: {followers}."
+    )
+    assert line.__dict__["tasks"] == UNSTARTED
+
+
+async def test_a_stop_leaves_what_was_not_begun_and_names_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    burst = Burst()
+    await burst.tasks.cancel()
+    await burst.end()
+    assert burst.started == []
+    (line,) = caplog.records
+    assert line.__dict__["tasks"] == 2 * UNSTARTED
+    assert line.getMessage().endswith(f"; {2 * UNSTARTED - 1}.")
 
 
 def test_what_ends_in_spite_of_its_limit_is_done_and_nobody_is_cancelled() -> None:
