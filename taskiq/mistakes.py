@@ -27,9 +27,6 @@ _Kwargs: TypeAlias = dict[str, Any]
 #: How an unresolved dependency is seen by a function that uses it.
 _UNRESOLVED: Final = "'Dependency' object"
 
-#: Parameters that need not be given.
-_MANY: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
 
 class SendCheck:
     """Refuses messages of one batch task that no worker could run.
@@ -42,8 +39,6 @@ class SendCheck:
         self._name = function_name(function)
         self._signature = inspect.signature(function)
         self._first = next(iter(self._signature.parameters))
-        first = self._signature.parameters[self._first]
-        self._needs_item = first.default is first.empty and first.kind not in _MANY
         self._most_by_position = _most_by_position(self._signature)
         self._element = item_type(hints.get(self._first, Any))
         self._adapter: TypeAdapter[Any] | None = None
@@ -73,9 +68,10 @@ class SendCheck:
             bound = self._signature.bind_partial(*args, **kwargs).arguments
         except TypeError as exc:
             raise self._misfit(str(exc)) from None
-        if self._needs_item and self._first not in bound:
+        # A default is that of the whole list, which the worker makes of items.
+        if self._first not in bound:
             raise self._misfit("the item is missing")
-        return bound.get(self._first)
+        return bound[self._first]
 
     def check_items(self, items: list[Any], args: _Args, kwargs: _Kwargs) -> None:
         """Look at the arguments of one message with many items.

@@ -22,6 +22,7 @@ from taskiq import (
     SendManyError,
     TaskiqDepends,
 )
+from taskiq.schedule_sources import LabelScheduleSource
 from taskiq.testing import context_for
 from tests.support.virtual_time import run_virtual
 from tests.support.worker import Worker
@@ -131,13 +132,25 @@ async def test_no_other_name_of_an_item_is_known(how: str) -> None:
     assert "insert(rows: " in str(caught.value)
 
 
-async def test_an_item_that_has_a_default_may_be_left_out() -> None:
+@pytest.mark.parametrize("how", ["kiq", "kicker", "kiq_many", "schedule"])
+async def test_a_default_of_the_list_is_no_item(how: str) -> None:
     @broker.task(batch=True)
-    async def count(rows: list[int | None] | None = None) -> int:
-        return len(rows or [])
+    async def count(rows: list[int | None] | None = None, step: int = 1) -> None:
+        """Never called."""
 
-    sending: Any = count
-    await sending.kiq()
+    async def send() -> None:
+        sending: Any = count
+        if how == "kiq":
+            await sending.kiq()
+        elif how == "kicker":
+            await sending.kicker().kiq(step=2)
+        elif how == "kiq_many":
+            await sending.kiq_many([sending.call(step=2)])
+        else:
+            await sending.schedule_by_cron(LabelScheduleSource(broker), "* * * * *")
+
+    with pytest.raises((TypeError, SendManyError), match="the item is missing"):
+        await send()
 
 
 @pytest.mark.parametrize("how", ["kiq", "kicker", "kiq_many"])

@@ -228,7 +228,21 @@ class Steps:
             except StopIteration as done:
                 return done.value
             finally:
-                self.own_cancels += cancel_requests(self.task) - before
+                after = cancel_requests(self.task)
+                if after != before:
+                    self._count_cancels(after - before, after)
+
+    def _count_cancels(self, more: int, after: int) -> None:
+        """Count what a step did: it may withdraw one of its own, or of a timer's.
+
+        :param more: how many more cancellations there are than before it.
+        :param after: how many there are.
+        """
+        if more > 0:
+            self.own_cancels += more
+        else:
+            # `asyncio.timeout` and `TaskGroup` withdraw theirs, which no step has made.
+            self.own_cancels = min(self.own_cancels, after)
 
     async def finish(
         self,

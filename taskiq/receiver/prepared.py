@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from typing import TYPE_CHECKING, Any
 
 from taskiq_dependencies import DependencyGraph
@@ -138,6 +139,7 @@ class PreparedTasks:
         self.hints: dict[str, dict[str, Any]] = {}
         self.graphs: dict[str, DependencyGraph] = {}
         self._prepared: dict[str, PreparedTask] = {}
+        self._change = threading.RLock()
 
     def of(self, task: AsyncTaskiqDecoratedTask[Any, Any]) -> PreparedTask | None:
         """Give a task as it is registered now.
@@ -152,9 +154,24 @@ class PreparedTasks:
             or prepared.default is not self._broker.failure_policy
             or name not in self.known
         ):
-            made = attempt(self.prepare, name, task.original_func, task)
-            return None if isinstance(made, Failed) else made
+            return self._prepared_anew(task, prepared)
         return prepared
+
+    def _prepared_anew(
+        self,
+        task: AsyncTaskiqDecoratedTask[Any, Any],
+        stale: PreparedTask | None,
+    ) -> PreparedTask | None:
+        """Prepare a task, unless another thread has done so meanwhile.
+
+        Messages that are to share a call have to be of the same one.
+        """
+        with self._change:
+            latest = self._prepared.get(task.task_name)
+            if latest is not None and latest is not stale and latest.source is task:
+                return latest
+            made = attempt(self.prepare, task.task_name, task.original_func, task)
+            return None if isinstance(made, Failed) else made
 
     def by_name(self, name: str) -> PreparedTask | None:
         """Give what a name was prepared as; `None` for what is not known."""
@@ -175,9 +192,10 @@ class PreparedTasks:
         self.known.discard(name)
         default = self._broker.failure_policy
         prepared = PreparedTask(name, function, source, default)
-        self._prepared[name] = prepared
         self.signatures[name] = prepared.signature
         self.hints[name] = prepared.hints
         self.graphs[name] = prepared.graph
         self.known.add(name)
+        # Last: for other threads it is right from now on.
+        self._prepared[name] = prepared
         return prepared

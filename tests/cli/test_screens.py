@@ -24,13 +24,21 @@ from tests.support.commands import RunningCommand
 from tests.support.environments import CHECKOUT
 from tests.support.hub import HANG
 from tests.support.proxy import Proxy
-from tests.test_health import beat, fleet
+from tests.test_health import NOW, beat, fleet
 
 pty = pytest.importorskip("pty", reason="there are no terminals to pretend to be")
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide"
 OPERATIONS = (GUIDE / "operations.md").read_text("utf-8")
 COMMAND_LINE = (GUIDE / "cli.md").read_text("utf-8")
+
+#: A command for which it is one moment, however long it takes to start.
+AT_ONE_MOMENT = """
+import runpy, sys, time
+now = float(sys.argv.pop(1))
+time.time = lambda: now
+runpy.run_module("taskiq", run_name="__main__", alter_sys=True)
+"""
 
 #: What a worker says of its application when it starts, of which the guide says so.
 OF_THE_START = ("The broker, with its", "Task orders.store", "This process holds")
@@ -80,12 +88,13 @@ def directory(proxy: Proxy, queue: str, tmp_path: Path) -> Path:
 def printed(arguments: list[str], directory: Path) -> str:
     """Run a command in a terminal of a hundred columns, and give what it prints.
 
-    Its heartbeats are in the directory `health`.
+    Its heartbeats are in the directory `health`, and for it they are just written.
     """
     here = [each.replace("/run/taskiq", "health") for each in arguments]
+    now = NOW if "health" in here else time.time()
     ours, its = pty.openpty()
     command = subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, "-m", "taskiq", *here],
+        [sys.executable, "-c", AT_ONE_MOMENT, str(now), *here],
         cwd=directory,
         env={
             **os.environ,
@@ -121,20 +130,15 @@ def write_heartbeats(
     """Write those of two processes, of which the first may be blocked."""
     files = HealthDirectory(directory / "health")
     files.clear()
-    now = time.time()
-    both = fleet(
-        beat(11, answered_at=now - 11 * is_blocked),
-        beat(12, answered_at=now),
-    )
+    both = fleet(beat(11, silent=11.0 * is_blocked), beat(12))
     assert both.roster is not None
-    files.write_roster(both.roster._replace(written_at=now, host="vm"))
+    files.write_roster(both.roster._replace(host="vm"))
     for each in both.heartbeats:
         files.write(
             each._replace(
                 host="vm",
-                started_at=now - 20,
-                written_at=now,
-                loop_lag=now - each.answered_at,
+                started_at=NOW - 20,
+                loop_lag=NOW - each.answered_at,
                 last_fetch_age=1.0,
                 flushes=() if left is None or each.pid == 12 else (left,),
             )

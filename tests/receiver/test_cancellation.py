@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import types
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from taskiq.outcome import Failed
@@ -27,7 +29,8 @@ from taskiq.receiver.tasks import (
     uninterrupted,
 )
 from tests.support.limits import within
-from tests.support.virtual_time import run_virtual
+from tests.support.virtual_time import run_virtual, virtual
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
@@ -383,6 +386,84 @@ def test_who_ends_his_own_task_has_failed_and_that_goes_on(
         await asyncio.sleep(1)
 
     in_a_task(main())
+
+
+async def has_a_limit_of_its_own() -> str:
+    with anyio.move_on_after(1):
+        await asyncio.sleep(10)
+    return "done"
+
+
+DEALING_WITH_IT: list[Any] = [has_a_limit_of_its_own]
+
+if sys.version_info >= (3, 11):
+
+    async def catches_a_timeout() -> str:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await asyncio.sleep(10)
+        return "done"
+
+    async def outlives_its_group() -> str:
+        async def fail() -> None:
+            raise KeyError
+
+        with suppress(Exception):  # a group
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fail())
+                await asyncio.sleep(10)
+        return "done"
+
+    async def withdraws_his_own_cancellation() -> str:
+        own_task().cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(1)
+        own_task().uncancel()
+        return "done"
+
+    DEALING_WITH_IT += [
+        catches_a_timeout,
+        outlives_its_group,
+        withdraws_his_own_cancellation,
+    ]
+
+    def test_who_deals_with_one_cancellation_is_ended_by_another() -> None:
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            task = start_task(loop, contain(catches_a_timeout))
+            loop.call_later(1, task.cancel)
+            await asyncio.wait([task])
+            assert task.cancelled()
+
+        run_virtual(main())
+
+
+@pytest.mark.parametrize("function", DEALING_WITH_IT)
+def test_who_deals_with_a_cancellation_has_not_failed(function: Any) -> None:
+    """A timer cancels, and the function withdraws that: then nobody is cancelled."""
+
+    async def main() -> None:
+        assert await contain(function) == "done"
+        assert isinstance(await contain(cancels_himself_and_waits), Failed)
+
+    in_a_task(main())
+
+
+@pytest.mark.parametrize("function", DEALING_WITH_IT)
+@virtual
+async def test_a_task_that_deals_with_a_cancellation_has_not_failed(
+    function: Any,
+) -> None:
+    worker = Worker()
+
+    @worker.broker.task(batch=True)
+    async def batched(items: list[int]) -> str:
+        return str(await function())
+
+    await worker.broker.task("plain")(function).kiq()
+    await batched.kiq(1)
+    await worker.run()
+    assert list(worker.values.values()) == ["done", "done"]
 
 
 def test_a_cancellation_of_ones_own_that_nothing_waited_for_is_told_when_asked() -> (

@@ -14,6 +14,7 @@ from taskiq_dependencies import DependencyGraph
 from taskiq import AsyncBroker, Context, InMemoryBroker, TaskiqDepends
 from taskiq.acks import AcknowledgeType
 from taskiq.receiver import Receiver
+from taskiq.receiver.prepared import PreparedTask
 from tests.support.brokers import QueueBroker
 from tests.support.worker import CurrentContext, Worker, complaints
 
@@ -350,6 +351,35 @@ async def test_a_task_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
         await worker.deliver(task, task_id=str(number))
 
     assert built == [task.original_func]
+
+
+def test_a_task_is_one_and_the_same_for_threads_that_prepare_it_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its messages shared no call otherwise, nor its limits."""
+    broker = QueueBroker()
+    tasks = Receiver(broker, max_async_tasks=1).prepared_tasks
+
+    @broker.task(batch=True)
+    async def task(items: list[int]) -> None: ...
+
+    faster: list[PreparedTask | None] = []
+
+    class InBetween:
+        """As if another thread came to it first."""
+
+        def __enter__(self) -> None:
+            monkeypatch.undo()
+            faster.append(tasks.of(task))
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(tasks, "_change", InBetween())
+
+    slower = tasks.of(task)
+
+    assert faster == [slower]
+    assert tasks.of(task) is slower is not None
 
 
 def test_logging_at_construction_names_the_receiver(
