@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from taskiq.outcome import Failed
 from taskiq.receiver.tasks import (
+    CANCELS_ARE_COUNTED,
     cancel_requests,
     forget_cancel_request,
     known_cancels,
@@ -127,7 +128,7 @@ async def take_own_cancel() -> Failed | None:
     For who has to know: it is raised with whatever waits next otherwise.
     """
     steps = Steps(None, None)
-    return await steps.absorb_own_cancel() if steps.own_cancels else None
+    return await steps.absorb_own_cancel(None) if steps.own_cancels else None
 
 
 async def run_hooks(
@@ -266,7 +267,7 @@ class Steps:
                 raise
             self.forget_own_cancels()
             return Failed(self.reason or exc)
-        return await self.absorb_own_cancel() if self.own_cancels else value
+        return await self.absorb_own_cancel(value) if self.own_cancels else value
 
     def interrupt(self) -> None:
         """Cancel what takes too long."""
@@ -296,14 +297,23 @@ class Steps:
         for _ in range(self.own_cancels):
             forget_cancel_request(self.task)
 
-    async def absorb_own_cancel(self) -> Failed:
-        """Take the cancellation that what has ended leaves to its task."""
+    async def absorb_own_cancel(self, value: Any) -> Any:
+        """Take the cancellation that what has ended leaves to its task.
+
+        :param value: what it has given.
+        :returns: what it failed with, or the value, where Python does not know whether
+            it has withdrawn its cancellations, and none of them is left.
+        """
+        is_left = CANCELS_ARE_COUNTED
         try:
             await asyncio.sleep(0)
         except asyncio.CancelledError as exc:
+            is_left = True
             if self.is_ended_by(exc):
                 raise
         self.forget_own_cancels()
+        if self.reason is None and not is_left:  # pragma: no cover - Python 3.10
+            return value
         own = asyncio.CancelledError("it cancelled its own asyncio task")
         return Failed(self.reason or own)
 
@@ -317,7 +327,9 @@ async def _limited(steps: Steps, seconds: float) -> Any:
             raise
         steps.is_overdue = False
         forget_cancel_request(steps.task)
-        if steps.is_ended_by(exc):  # by somebody else as well, meanwhile
+        # By somebody else as well, meanwhile. Python 3.10 does not know that of a task
+        # which was not begun here: then it was the limit.
+        if known_cancels(steps.task) > steps.own_cancels:
             raise
         raise TimeoutError(f"no end within {seconds:g} s") from exc
     finally:

@@ -59,7 +59,12 @@ _WHEN_SAVED: Final = AcknowledgeType.WHEN_SAVED
 _DONE: Final = MessageState.DONE
 
 #: After one of these it would not help to ask for each result by itself.
-_UNREACHABLE: Final = (OSError, TimeoutError, asyncio.CancelledError)
+_UNREACHABLE: Final = (
+    OSError,
+    TimeoutError,
+    asyncio.TimeoutError,  # another one on Python 3.10
+    asyncio.CancelledError,
+)
 
 _CANNOT_SET: Final = "Cannot set the result of"
 _CANNOT_ACK: Final = "Cannot acknowledge"

@@ -636,7 +636,7 @@ async def test_a_clean_up_may_limit_its_time_however_often_it_was_interrupted(
             try:
                 # Longer than the reader waits before it interrupts once more.
                 await asyncio.wait_for(asyncio.Event().wait(), 5)
-            except TimeoutError:
+            except asyncio.TimeoutError:
                 self.is_overdue = True
 
     messages = Tidy()

@@ -15,6 +15,7 @@ from taskiq.rates import SHARE, Pace
 from taskiq.receiver import Receiver
 from taskiq.receiver.pacing import Pacing
 from taskiq.receiver.states import MessageState
+from taskiq.receiver.tasks import CANCELS_ARE_COUNTED
 from taskiq.testing import ManualClock
 from tests.support.virtual_time import run_virtual, virtual
 from tests.support.worker import Worker
@@ -229,7 +230,9 @@ async def test_who_gives_up_waiting_holds_nobody_up(when: str) -> None:
     assert callbacks[1].cancelled()
     clock.advance(1)
     await callbacks[2]
-    assert [item for _, item in starts] == [0, 2]
+    # Python 3.10 has a task inside a callback, which has begun with its turn.
+    is_late = when == "just after" and not CANCELS_ARE_COUNTED
+    assert [item for _, item in starts] == ([0, 1, 2] if is_late else [0, 2])
     assert clock.armed == 0
 
 
