@@ -98,7 +98,7 @@ def _is_end_of_task(error: BaseException) -> bool:
     steps = Steps(None, None)
     if steps.is_ended_by(error):
         return True
-    steps.forget_own_cancels()
+    steps.forget_cancels()
     return False
 
 
@@ -119,6 +119,8 @@ async def contain(
     outcome: Any = first_step(function, *args)
     if outcome.__class__ is Steps:
         outcome = await outcome.finish(seconds)
+    elif known_cancels(_running_task()):
+        outcome = await take_own_cancel() or outcome
     return cast("_T | Failed", outcome)
 
 
@@ -265,9 +267,12 @@ class Steps:
                 if on_end is not None and not isinstance(exc, GeneratorExit):
                     await on_end(exc)
                 raise
-            self.forget_own_cancels()
+            self.forget_cancels()
             return Failed(self.reason or exc)
-        return await self.absorb_own_cancel(value) if self.own_cancels else value
+        if self.own_cancels:
+            return await self.absorb_own_cancel(value)
+        self.forget_cancels()
+        return value
 
     def interrupt(self) -> None:
         """Cancel what takes too long."""
@@ -292,9 +297,13 @@ class Steps:
         # Its coroutine is closed, by whoever cleans up after a loop that is gone.
         return isinstance(error, GeneratorExit) and _running_task() is not self.task
 
-    def forget_own_cancels(self) -> None:
-        """Let the task go on as if nobody had cancelled it: they have ended."""
-        for _ in range(self.own_cancels):
+    def forget_cancels(self) -> None:
+        """Let the task go on as if nobody had cancelled it.
+
+        The steps have ended, in spite of those from outside: whatever comes next would
+        take these for its own.
+        """
+        for _ in range(known_cancels(self.task)):
             forget_cancel_request(self.task)
 
     async def absorb_own_cancel(self, value: Any) -> Any:
@@ -311,7 +320,7 @@ class Steps:
             is_left = True
             if self.is_ended_by(exc):
                 raise
-        self.forget_own_cancels()
+        self.forget_cancels()
         if self.reason is None and not is_left:  # pragma: no cover - Python 3.10
             return value
         own = asyncio.CancelledError("it cancelled its own asyncio task")

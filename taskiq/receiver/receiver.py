@@ -32,7 +32,6 @@ from taskiq.receiver.settlement import (
     result_of,
 )
 from taskiq.receiver.stop import Stop
-from taskiq.receiver.tasks import CANCELS_ARE_COUNTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,10 +143,7 @@ class Receiver:
         runtime = self.runtime
         delivery = runtime.delivery(message)
         work = runtime.take(delivery, raise_err=raise_err, is_waited_for=True)
-        if CANCELS_ARE_COUNTED:
-            await work
-        else:  # pragma: no cover - who cancels what is not known in another's task
-            await runtime.tasks.run(work, None)
+        await runtime.tasks.run_here(work)
 
     async def run_task(
         self,

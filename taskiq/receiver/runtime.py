@@ -435,7 +435,7 @@ class Runtime:
         if not self.receiver.has_own_callback:
             self.admission.read(delivery)
             if delivery.is_batched:
-                await self._take_alone(delivery)
+                await self.tasks.run_here(self._take_alone(delivery))
                 return
         await self.receiver.callback(message=message)
 

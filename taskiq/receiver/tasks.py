@@ -120,18 +120,26 @@ class Tasks:
 
         :param take: calls `started` first of all.
         """
-        if len(self._unstarted) < UNSTARTED:
-            self._unstarted.add(subject)
-            self.begin(take(subject), subject)
-        else:
+        # Nor before those that wait already: one of the few may have been cancelled.
+        if self._backlog or len(self._unstarted) >= UNSTARTED:
             self._backlog.append((contextvars.copy_context(), take, subject))
+        else:
+            self._begin_next(take, subject)
+
+    def _begin_next(
+        self,
+        take: Callable[[_Subject], Coroutine[Any, Any, Any]],
+        subject: _Subject,
+    ) -> None:
+        self._unstarted.add(subject)
+        self.begin(take(subject), subject)
 
     def started(self, subject: Subject) -> None:
         """Let others begin: what was begun in turn has come to its first step."""
         self._unstarted.discard(subject)
         while self._backlog and len(self._unstarted) < UNSTARTED:
             context, take, following = self._backlog.popleft()
-            context.run(self.begin_in_turn, take, following)
+            context.run(self._begin_next, take, following)
 
     def _never_started(self, subject: Subject) -> None:
         """Give up what was to follow, if all that was begun before it is cancelled.
@@ -179,6 +187,16 @@ class Tasks:
             raise
         result: _T = task.result()
         return result
+
+    def run_here(self, work: Coroutine[Any, Any, _T]) -> Coroutine[Any, Any, _T]:
+        """Give what runs `work` in the asyncio task that asks, if that can be.
+
+        One that was cancelled before, and cleans up, is no place for it: who cancels
+        what could not be told. Nor could it in one that counts no cancellations.
+        """
+        if cancel_requests(asyncio.current_task()):
+            return self.run(work, None)
+        return work
 
     def stop(self, task: asyncio.Task[Any]) -> None:
         """Cancel what was begun: what it runs is not to make an outcome of that.

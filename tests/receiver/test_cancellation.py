@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
+from taskiq import InMemoryBroker, TaskiqMessage, TaskiqMiddleware
 from taskiq.outcome import Failed
 from taskiq.receiver.containment import (
     attempt,
@@ -28,9 +29,10 @@ from taskiq.receiver.tasks import (
     start_task,
     uninterrupted,
 )
+from tests.support.brokers import message_bytes
 from tests.support.limits import within
 from tests.support.virtual_time import run_virtual, virtual
-from tests.support.worker import Worker
+from tests.support.worker import Gate, GatedBackend, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
@@ -114,12 +116,16 @@ class Sent:
 class Burst:
     """More is begun at once than may wait for its first step."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 2 * UNSTARTED) -> None:
         self.tasks = Tasks(asyncio.get_running_loop())
-        self.sent = [Sent(number) for number in range(2 * UNSTARTED)]
+        self.sent: list[Sent] = []
         self.started: list[int] = []
-        for each in self.sent:
-            self.tasks.begin_in_turn(self.take, each)
+        for _ in range(count):
+            self.send()
+
+    def send(self) -> None:
+        self.sent.append(Sent(len(self.sent)))
+        self.tasks.begin_in_turn(self.take, self.sent[-1])
 
     async def take(self, sent: Sent) -> None:
         self.tasks.started(sent)
@@ -131,10 +137,15 @@ class Burst:
 
 
 async def test_one_that_is_cancelled_before_its_first_step_is_in_nobodys_way() -> None:
-    burst = Burst()
-    next(iter(burst.tasks.of(lambda each: each is burst.sent[3]))).cancel()
+    """Nor does anybody get his turn before those who wait already."""
+    burst = Burst(5 * UNSTARTED)
+    last = UNSTARTED - 1
+    next(iter(burst.tasks.of(lambda each: each is burst.sent[last]))).cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+        burst.send()
     await burst.end()
-    assert burst.started == [each.number for each in burst.sent if each.number != 3]
+    assert burst.started == [each.number for each in burst.sent if each.number != last]
 
 
 async def test_what_follows_those_that_are_all_cancelled_is_left_like_them(
@@ -341,6 +352,11 @@ async def waits_and_cancels_himself() -> str:
     return "done"
 
 
+async def only_cancels_himself() -> str:
+    own_task().cancel()
+    return "done"
+
+
 async def cancels_himself_and_waits() -> str:
     own_task().cancel()
     await asyncio.sleep(1)
@@ -369,6 +385,10 @@ async def raises_what_closes_generators() -> None:
             waits_and_cancels_himself,
             asyncio.CancelledError("it cancelled its own asyncio task"),
         ),
+        (
+            only_cancels_himself,
+            asyncio.CancelledError("it cancelled its own asyncio task"),
+        ),
         (cancels_himself_and_waits, asyncio.CancelledError()),
         (cancels_himself_twice_and_waits, asyncio.CancelledError()),
         (raises_what_closes_generators, GeneratorExit()),
@@ -386,6 +406,103 @@ def test_who_ends_his_own_task_has_failed_and_that_goes_on(
         await asyncio.sleep(1)
 
     in_a_task(main())
+
+
+async def fails_when_cancelled() -> None:
+    try:
+        await asyncio.sleep(100)
+    except asyncio.CancelledError:
+        raise KeyError from None
+
+
+@pytest.mark.parametrize(
+    ("function", "outcome"), [(stubborn, str), (fails_when_cancelled, Failed)]
+)
+def test_who_survives_a_cancellation_from_outside_leaves_nothing_of_it(
+    function: Any, outcome: type[Any]
+) -> None:
+    """Whatever follows would have failed with it: the saving of a result, above all."""
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_later(1, own_task().cancel)
+        assert isinstance(await contain(function), outcome)
+        assert await contain(asyncio.sleep, 1) is None
+
+    in_a_task(main())
+
+
+@virtual
+async def test_a_task_that_survives_a_cancellation_from_outside_has_its_result() -> (
+    None
+):
+    worker = Worker(backend=GatedBackend(gate := Gate()))
+    started: list[asyncio.Task[Any]] = []
+
+    @worker.broker.task
+    async def plain() -> str:
+        started.append(own_task())
+        return await stubborn()
+
+    @worker.broker.task(batch=True)
+    async def batched(items: list[int]) -> str:
+        started.append(own_task())
+        return await stubborn()
+
+    await plain.kiq()
+    await batched.kiq(1)
+    running = asyncio.ensure_future(worker.run())
+    await asyncio.sleep(10)
+    for each in started:
+        each.cancel()
+    gate.opened.set()
+    await running
+    assert list(worker.values.values()) == ["done all the same"] * 2
+    assert len(worker.broker.acked) == 2
+
+
+@pytest.mark.parametrize("way", ["in place", "in place, batched", "callback"])
+@virtual
+async def test_who_cleans_up_after_his_cancellation_runs_messages_that_succeed(
+    way: str,
+) -> None:
+    class Waits(TaskiqMiddleware):
+        async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+            await asyncio.sleep(1)
+            return message
+
+    broker = InMemoryBroker(await_inplace=True).with_middlewares(Waits())
+    outcomes: list[Any] = []
+
+    @broker.task
+    async def plain() -> None:
+        await asyncio.sleep(1)
+
+    @broker.task(batch=True)
+    async def batched(items: list[int]) -> None:
+        await asyncio.sleep(1)
+
+    async def clean_up() -> None:
+        if way == "callback":
+            await broker.receiver.callback(message_bytes(plain, task_id="it"))
+        elif way == "in place":
+            await plain.kicker().with_task_id("it").kiq()
+        else:
+            await batched.kicker().with_task_id("it").kiq(1)
+        outcomes.append((await broker.result_backend.get_result("it")).error)
+        outcomes.append(cancel_requests(own_task()))
+
+    async def main() -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            await clean_up()
+
+    task = asyncio.ensure_future(main())
+    await asyncio.sleep(1)
+    task.cancel()
+    await asyncio.wait([task])
+    assert outcomes == [None, 1]
+    assert task.cancelled()
 
 
 async def has_a_limit_of_its_own() -> str:
@@ -471,18 +588,14 @@ def test_a_cancellation_of_ones_own_that_nothing_waited_for_is_told_when_asked()
 ):
     """Else it is that of whatever waits next, in that task."""
 
-    async def cancels_himself() -> str:
-        own_task().cancel()
-        return "done"
-
     async def main() -> None:
         assert await take_own_cancel() is None
-        assert first_step(cancels_himself) == "done"
+        assert first_step(only_cancels_himself) == "done"
         told = await take_own_cancel()
         assert isinstance(told, Failed)
         assert isinstance(told.error, asyncio.CancelledError)
         await asyncio.sleep(1)
-        assert await contain(cancels_himself) == "done"
+        assert first_step(only_cancels_himself) == "done"
         told = await contain(asyncio.sleep, 1)
         assert isinstance(told, Failed)
         assert cancel_requests(own_task()) == 0
