@@ -1019,14 +1019,15 @@ async def test_an_aborted_one_runs_no_more_items_and_ends_as_aborted(room: int) 
     broker.executor.shutdown()
 
 
+@pytest.mark.parametrize("room", [4, 2])
 @virtual
-async def test_of_an_aborted_one_only_what_runs_with_others_goes_on() -> None:
-    """Others are read as soon as nothing of it waits; what was aborted stays so when
-    its mark has ended."""
+async def test_of_an_aborted_one_only_what_runs_with_others_goes_on(room: int) -> None:
+    """Others are read as soon as nothing of it waits, in a batch or for a place; what
+    was aborted stays so when its mark has ended."""
     worker = worker_of(
         doubled,
         batch_size=2,
-        batch_max_buffered=4,
+        batch_max_buffered=room,
         batch_concurrency=1,
         max_async_tasks=2,
     )
@@ -1038,7 +1039,7 @@ async def test_of_an_aborted_one_only_what_runs_with_others_goes_on() -> None:
     await worker.send(100)
     await send_chunk(worker, [*range(6)])
     listening = worker.listen()
-    await worker.until_held(4)
+    await worker.until_held(room)
     await gate.reached.wait()
     free = [worker.free_deliveries]
     await store.mark("chunk")
