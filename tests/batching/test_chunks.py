@@ -129,11 +129,12 @@ async def test_there_is_one_result_one_round_of_hooks_and_one_ack_of_all(
     has_hooks: bool,
 ) -> None:
     worker = worker_of(doubled, batch_size=2, is_recording=has_hooks)
-    await send_chunk(worker, [0, 1, 2, 3, 4])
+    await send_chunk(worker, [0, 1, 2, 3, 4], kind="whole")
     await worker.run()
     steps = ["pre_execute", "post_execute", "save", "post_save", "ack"]
     assert worker.steps("chunk") == (steps if has_hooks else ["save", "ack"])
     assert outcomes(worker) == [0, 2, 4, 6, 8]
+    assert worker.backend.results["chunk"].labels["kind"] == "whole"
 
 
 @virtual
