@@ -892,6 +892,28 @@ async def test_delivered_again_all_of_its_items_run_again() -> None:
 
 
 @virtual
+async def test_one_that_comes_again_is_told_of_until_the_first_is_settled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = worker_of(doubled, batch_size=10, batch_timeout=3)
+    await send_chunk(worker, [0, 1])
+    [message] = worker.broker.take_all()
+    listening = worker.listen()
+    told: list[int] = []
+    for _ in range(3):
+        worker.broker.queue.put_nowait(message)
+        await asyncio.sleep(2)
+        told.append(len(complaints(caplog)))
+    worker.finish.set()
+    await listening
+    assert worker.calls == [[0, 1, 0, 1], [0, 1]]
+    assert told == [0, 1, 1]
+    [complaint] = complaints(caplog)
+    assert "1 messages of task work were delivered again while" in complaint
+    assert "more than once: chunk." in complaint
+
+
+@virtual
 async def test_only_one_that_fails_as_a_whole_is_put_aside() -> None:
     broker = InMemoryBroker().with_dead_letters()
     hook = Refusing(0)
