@@ -1120,9 +1120,9 @@ async def test_a_callback_returns_when_it_is_settled(
 
 @virtual
 async def test_a_callback_that_is_cancelled_gives_its_items_up() -> None:
-    worker = worker_of(doubled, batch_size=2)
+    worker = worker_of(doubled, batch_size=3)
     worker.in_call = Gate()
-    await send_chunk(worker, [0, 1, 2])
+    await send_chunk(worker, [0, 1, 2, 3, 4])
     [message] = worker.broker.take_all()
     delivery = worker.ackable(message.message, "chunk")
     callback = asyncio.ensure_future(worker.receiver.callback(delivery))
@@ -1132,7 +1132,7 @@ async def test_a_callback_that_is_cancelled_gives_its_items_up() -> None:
     assert callback.cancelled()
     worker.in_call.opened.set()
     await asyncio.sleep(1)
-    assert worker.calls == [[0, 1]]
+    assert worker.calls == [[0, 1, 2]]
     assert worker.broker.acked == []
     assert worker.backend.saved == []
     worker.assert_as_new()
