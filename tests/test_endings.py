@@ -352,13 +352,17 @@ def _without_delays(module: str, **attributes: Any) -> Bare:
 @pytest.mark.parametrize(
     ("module", "attributes", "advice"),
     [
-        ("taskiq_redis.redis_broker", {}, "the broker of Redis streams"),
+        (
+            "taskiq_redis.redis_broker",
+            {},
+            "the broker of Redis streams of taskiq.adapters.redis does",
+        ),
         (
             "taskiq.adapters.redis",
             {"message_capabilities": ["delayed_nack"]},
-            "only before a message is acknowledged",
+            "it does so only before a message is acknowledged",
         ),
-        ("taskiq_nats.broker", {}, "the brokers of JetStream do"),
+        ("taskiq_nats.brokers.core", {}, "the brokers of JetStream do"),
         ("taskiq_aio_pika.broker", {"_delay_queue": None}, "give it a delay_queue"),
         ("taskiq_aio_pika.broker", {"_delay_queue": "delays"}, None),
         ("taskiq_aio_pika.broker", {"_delayed_message_exchange_plugin": True}, None),
@@ -391,7 +395,7 @@ async def test_who_asks_in_vain_for_a_delay_is_told_once_what_to_do(
     else:
         [warning] = warnings
         assert "nack(delay=2)" in warning
-        assert advice in warning
+        assert warning.endswith(f": {advice}.")
 
 
 async def test_a_message_is_not_sent_again_for_a_delay_that_nobody_keeps() -> None:

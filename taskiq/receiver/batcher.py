@@ -175,6 +175,7 @@ class Batch(Holder, Generic[_Member]):
         self.is_lowered = False
         # A dict, to take one out of ten thousand at once. In order.
         self.members: dict[_Member, None] = {}
+        # That of its members as long as it takes more; a part takes none.
         self.weight: int | decimal.Decimal = 0
         # Why it leaves: set once, when it falls due.
         self.reason: FlushReason | None = None
@@ -206,8 +207,6 @@ class Batch(Holder, Generic[_Member]):
             other._rank(member.priority)
         del self.members[member]
         other.members[member] = None
-        if self.lane.max_weight is not None:
-            other.weight = other.add(member.weight)
         self.unsettled -= 1
         other.unsettled += 1
         member.moved(other)

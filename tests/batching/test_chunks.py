@@ -129,11 +129,12 @@ async def test_there_is_one_result_one_round_of_hooks_and_one_ack_of_all(
     has_hooks: bool,
 ) -> None:
     worker = worker_of(doubled, batch_size=2, is_recording=has_hooks)
-    await send_chunk(worker, [0, 1, 2, 3, 4])
+    await send_chunk(worker, [0, 1, 2, 3, 4], kind="whole")
     await worker.run()
     steps = ["pre_execute", "post_execute", "save", "post_save", "ack"]
     assert worker.steps("chunk") == (steps if has_hooks else ["save", "ack"])
     assert outcomes(worker) == [0, 2, 4, 6, 8]
+    assert worker.backend.results["chunk"].labels["kind"] == "whole"
 
 
 @virtual
@@ -891,6 +892,28 @@ async def test_delivered_again_all_of_its_items_run_again() -> None:
 
 
 @virtual
+async def test_one_that_comes_again_is_told_of_until_the_first_is_settled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = worker_of(doubled, batch_size=10, batch_timeout=3)
+    await send_chunk(worker, [0, 1])
+    [message] = worker.broker.take_all()
+    listening = worker.listen()
+    told: list[int] = []
+    for _ in range(3):
+        worker.broker.queue.put_nowait(message)
+        await asyncio.sleep(2)
+        told.append(len(complaints(caplog)))
+    worker.finish.set()
+    await listening
+    assert worker.calls == [[0, 1, 0, 1], [0, 1]]
+    assert told == [0, 1, 1]
+    [complaint] = complaints(caplog)
+    assert "1 messages of task work were delivered again while" in complaint
+    assert "more than once: chunk." in complaint
+
+
+@virtual
 async def test_only_one_that_fails_as_a_whole_is_put_aside() -> None:
     broker = InMemoryBroker().with_dead_letters()
     hook = Refusing(0)
@@ -1019,14 +1042,15 @@ async def test_an_aborted_one_runs_no_more_items_and_ends_as_aborted(room: int) 
     broker.executor.shutdown()
 
 
+@pytest.mark.parametrize("room", [4, 2])
 @virtual
-async def test_of_an_aborted_one_only_what_runs_with_others_goes_on() -> None:
-    """Others are read as soon as nothing of it waits; what was aborted stays so when
-    its mark has ended."""
+async def test_of_an_aborted_one_only_what_runs_with_others_goes_on(room: int) -> None:
+    """Others are read as soon as nothing of it waits, in a batch or for a place; what
+    was aborted stays so when its mark has ended."""
     worker = worker_of(
         doubled,
         batch_size=2,
-        batch_max_buffered=4,
+        batch_max_buffered=room,
         batch_concurrency=1,
         max_async_tasks=2,
     )
@@ -1038,7 +1062,7 @@ async def test_of_an_aborted_one_only_what_runs_with_others_goes_on() -> None:
     await worker.send(100)
     await send_chunk(worker, [*range(6)])
     listening = worker.listen()
-    await worker.until_held(4)
+    await worker.until_held(room)
     await gate.reached.wait()
     free = [worker.free_deliveries]
     await store.mark("chunk")
@@ -1096,9 +1120,9 @@ async def test_a_callback_returns_when_it_is_settled(
 
 @virtual
 async def test_a_callback_that_is_cancelled_gives_its_items_up() -> None:
-    worker = worker_of(doubled, batch_size=2)
+    worker = worker_of(doubled, batch_size=3)
     worker.in_call = Gate()
-    await send_chunk(worker, [0, 1, 2])
+    await send_chunk(worker, [0, 1, 2, 3, 4])
     [message] = worker.broker.take_all()
     delivery = worker.ackable(message.message, "chunk")
     callback = asyncio.ensure_future(worker.receiver.callback(delivery))
@@ -1108,7 +1132,7 @@ async def test_a_callback_that_is_cancelled_gives_its_items_up() -> None:
     assert callback.cancelled()
     worker.in_call.opened.set()
     await asyncio.sleep(1)
-    assert worker.calls == [[0, 1]]
+    assert worker.calls == [[0, 1, 2]]
     assert worker.broker.acked == []
     assert worker.backend.saved == []
     worker.assert_as_new()

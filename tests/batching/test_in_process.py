@@ -425,6 +425,23 @@ async def test_in_place_an_error_is_in_the_result_and_not_raised_by_the_sender()
 
 
 @virtual
+async def test_in_place_what_is_rejected_before_its_batch_is_settled_too() -> None:
+    class Closed(TaskiqMiddleware):
+        def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+            raise PermissionError(message.task_name)
+
+    broker = InMemoryBroker(await_inplace=True).with_middlewares(Closed())
+
+    @broker.task(batch=True)
+    async def work(numbers: list[int]) -> None:
+        raise AssertionError
+
+    for sent in (await work.kiq(1), await work.kiq_chunk([1])):
+        assert await sent.is_ready()
+        assert isinstance((await sent.get_result()).error, PermissionError)
+
+
+@virtual
 async def test_all_waits_for_what_runs_in_place_elsewhere() -> None:
     broker = InMemoryBroker(await_inplace=True)
     done: list[int] = []

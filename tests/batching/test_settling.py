@@ -22,6 +22,7 @@ from tests.support.worker import (
     Gate,
     GatedBackend,
     Worker,
+    complaints,
     outcomes,
     results_of,
 )
@@ -215,6 +216,31 @@ async def test_a_value_that_cannot_be_stored_costs_its_own_message_alone() -> No
     assert worker.values == {"0": 0, "2": 2}
     assert isinstance(worker.errors["1"], UnstorableResultError)
     worker.assert_settled_once(3)
+
+
+class WaitingBackend(RecordingBackend):
+    """Has to wait for each saving."""
+
+    async def set_result(self, task_id: str, result: TaskiqResult[Any]) -> None:
+        await asyncio.sleep(0)
+        await super().set_result(task_id, result)
+
+
+@pytest.mark.parametrize("backend", [RecordingBackend, WaitingBackend])
+@virtual
+async def test_the_first_result_that_is_saved_again_ends_the_outage(
+    backend: type[RecordingBackend],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = BatchWorker(backend=backend(), batch_size=2, max_async_tasks=1)
+    worker.backend.failing = {"0", "1"}
+    await worker.send(*range(4))
+    await worker.run()
+    begin, end = complaints(caplog)
+    assert "ConnectionError: cannot save 0" in begin
+    assert end.startswith("The broker is back after")
+    assert "2 messages could not be settled" in end
+    assert sorted(worker.backend.saved) == ["2", "3"]
 
 
 @virtual

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any
 
 from taskiq.exceptions import TaskAbortedError
@@ -18,7 +17,7 @@ async def test_what_is_queued_never_runs_and_what_runs_is_told(
 ) -> None:
     client, worker = brokers
     runs: list[int] = []
-    started, cancelled = asyncio.Event(), list[float]()
+    started, cancelled = asyncio.Event(), asyncio.Event()
 
     async def note(number: int) -> None:
         runs.append(number)
@@ -28,7 +27,7 @@ async def test_what_is_queued_never_runs_and_what_runs_is_told(
         try:
             await asyncio.Event().wait()
         finally:
-            cancelled.append(time.monotonic())
+            cancelled.set()
 
     for each in brokers:
         each.register_task(note, "note")
@@ -47,11 +46,11 @@ async def test_what_is_queued_never_runs_and_what_runs_is_told(
     waits: Any = client.find_task("wait")
     handle = await waits.kiq()
     await started.wait()
-    asked = time.monotonic()
     assert await handle.abort()
-    result = await handle.wait_result(timeout=5)
+    # Nobody looks for marks of what runs: it has to be told.
+    result = await handle.wait_result(timeout=30)
     assert isinstance(result.error, TaskAbortedError)
-    assert cancelled[0] - asked < 0.2
+    assert cancelled.is_set()
     assert not await handle.abort()
     finish.set()
     await listening

@@ -457,13 +457,16 @@ def test_a_batch_is_parted_into_batches_that_start_next_and_count_for_every_limi
     offering.assert_nothing_is_left()
 
 
-def test_what_was_parted_can_be_taken_out_until_it_starts() -> None:
+def test_what_was_parted_can_be_found_and_taken_out_until_it_starts() -> None:
     offering = Offering(size=4, concurrency=1)
     offering.offer("abcd")
     offering.offer("efgh")
+    assert offering.batcher.find(["b"]) == offering.offered[1:2]
     batch = offering.take()
     _, b, c, d = batch.members
+    assert offering.batcher.find(["b"]) == []
     offering.batcher.part(batch, [[b], [c, d]])
+    assert offering.batcher.find(["b"]) == [b]
     assert offering.withdraw("b")
     assert offering.withdraw("c")
     offering.finish(batch)
@@ -782,7 +785,22 @@ def test_a_batch_has_the_highest_priority_of_its_members() -> None:
         offering.offer(member, group="one", priority=priority)
     offering.offer("def", group="two", priority=5)
     offering.offer("ghi", group="one", priority=6)
-    assert [members for members, _ in offering.left()] == ["abc", "ghi", "def"]
+    offering.offer("j", group="three", priority=-2)
+    offering.offer("klm", group="four", priority=-1)
+    offering.offer("no", group="three")
+    left = [members for members, _ in offering.left()]
+    assert left == ["abc", "ghi", "def", "jno", "klm"]
+
+
+def test_a_part_of_a_batch_has_the_highest_priority_of_its_own_members() -> None:
+    offering = Offering(size=3)
+    for member, priority in zip("abc", (0, 0, 9), strict=True):
+        offering.offer(member, group="one", priority=priority)
+    batch = offering.take()
+    offering.offer("def", group="two", priority=5)
+    _, b, c = batch.members
+    offering.batcher.part(batch, [[b], [c]])
+    assert [members for members, _ in offering.left()] == ["c", "def", "b"]
 
 
 def test_a_member_that_is_withdrawn_takes_its_priority_with_it() -> None:
@@ -790,8 +808,11 @@ def test_a_member_that_is_withdrawn_takes_its_priority_with_it() -> None:
     offering.offer("a", group="one")
     offering.offer("b", group="one", priority=9)
     offering.offer("cd", group="two", priority=1)
+    offering.offer("e", group="three")
+    offering.offer("f", group="three", priority=8)
     assert offering.withdraw("b")
-    assert [members for members, _ in offering.left()] == ["cd", "a"]
+    assert offering.withdraw("e")
+    assert [members for members, _ in offering.left()] == ["f", "cd", "a"]
 
 
 def test_of_a_group_the_higher_priority_starts_first_too() -> None:
