@@ -46,6 +46,7 @@ from taskiq.exceptions import (
     TaskiqLabelError,
     TaskRejectedError,
 )
+from taskiq.kicker import AsyncKicker
 from taskiq.message import TaskiqMessage
 
 _T = TypeVar("_T")
@@ -914,7 +915,8 @@ async def test_a_message_without_its_item_fails_though_the_list_has_a_default(
         calls.append(items)
 
     task: Any = broker.task(batch=True)(function)
-    with_item, without = await task.kiq(1), await task.kiq()
+    elsewhere: AsyncKicker[[], None] = AsyncKicker(task.task_name, broker, {})
+    with_item, without = await task.kiq(1), await elsewhere.kiq()
     await broker.wait_all()
     assert calls == [[1]]
     assert (await with_item.get_result()).error is None
