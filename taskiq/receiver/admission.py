@@ -158,6 +158,9 @@ class Admission:
             failed = await in_context(delivery.context, work)
         elif hooks:
             failed = await self._pre_execute(hooks, delivery)
+        if hooks:
+            message = delivery.message
+            delivery.name, delivery.task_id = message.task_name, message.task_id
         bad_label = attempt(self._resolve_ack_type, delivery)
         policy = self._settlement.endings.policy_of(delivery)
         if failed is None and bad_label is not None:

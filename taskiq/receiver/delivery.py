@@ -122,7 +122,7 @@ class Delivery(Holder):
     bound: Rest | None = None
 
     message: TaskiqMessage
-    # Of the message as it came: what is left of it when it is over.
+    # Of the message as hooks left it for its task: what is left of it when it is over.
     name: str
     task_id: str
     controller: AckController

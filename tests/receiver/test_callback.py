@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import logging
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
@@ -773,6 +774,36 @@ class Raising(TaskiqMiddleware):
 
     def post_save(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
         self._reached("post_save")
+
+
+class Renaming(TaskiqMiddleware):
+    """Gives a message another id: in a copy, or in the message itself."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+
+    def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        renamed = message if self.in_place else message.model_copy()
+        renamed.task_id = "renamed"
+        return renamed
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+async def test_a_record_that_is_written_late_names_a_message_as_its_hooks_did(
+    in_place: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = Worker(Renaming(in_place=in_place))
+
+    @worker.broker.task
+    async def task() -> None:
+        """Do nothing."""
+
+    with caplog.at_level(logging.INFO):
+        await worker.deliver(task)
+    [record] = [each for each in caplog.records if each.msg.startswith("Executing")]
+    assert record.getMessage() == f"Executing task {task.task_name} with ID renamed"
 
 
 @pytest.mark.parametrize("hook", ["on_error", "post_execute", "post_save"])
