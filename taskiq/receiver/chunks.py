@@ -87,6 +87,11 @@ class ChunkItem(Delivery):
         super().place(find_group, validate)
         self.chunk.bound = self.rest
 
+    @property
+    def whole(self) -> Delivery:
+        """The message that it came with."""
+        return self.chunk.delivery
+
     def joined(self, batch: Batch[Delivery]) -> None:
         """Go into a batch."""
         super().joined(batch)

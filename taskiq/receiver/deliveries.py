@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from taskiq.acks import AckableMessage
 from taskiq.capabilities import equip, resolve
@@ -14,9 +14,10 @@ from taskiq.receiver.containment import attempt, contain
 from taskiq.receiver.turns import Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from taskiq.abc.broker import AsyncBroker
+    from taskiq.outcome import Failed
     from taskiq.receiver.delivery import Delivery
 
 logger = logging.getLogger("taskiq.receiver.receiver")
@@ -68,7 +69,7 @@ class Deliveries:
         told: list[int] = []
         latest: object = None
         for member in members:
-            # Those of a chunk came in one message.
+            # Those of a chunk came in one message: what fails is not asked for each.
             is_same = member.is_part and member.raw is latest
             told.append(told[-1] if is_same else await self._count(member))
             latest = member.raw
@@ -102,9 +103,28 @@ class Deliveries:
         if told is None:
             told = getattr(attempt(equip, self._broker, raw), "deliveries", None)
         if callable(told):
-            ask = cast("Callable[[], Awaitable[int | None]]", told)
-            told = await contain(ask, seconds=_PATIENCE)
+            told = await asked_once(member, told, seconds=_PATIENCE)
         return told if isinstance(told, int) else 1
+
+
+async def asked_once(
+    delivery: Delivery, ask: Callable[..., Any], *args: Any, seconds: float | None
+) -> int | Failed | None:
+    """Ask how often a message was delivered, unless that has been told.
+
+    The items of a chunk have one count, and each may be in another batch.
+
+    :param ask: is called with `args`.
+    :param seconds: that it may take, `None` for no limit.
+    :returns: what it gives, or what it failed with: that is asked for again.
+    """
+    whole = delivery.whole
+    told: int | Failed | None = getattr(whole, "deliveries", None)
+    if told is None:
+        told = await contain(ask, *args, seconds=seconds)
+        if isinstance(told, int):
+            whole.deliveries = told
+    return told
 
 
 def counted(delivery: Delivery, deliveries: int) -> int:

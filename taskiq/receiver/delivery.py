@@ -86,6 +86,7 @@ class Delivery(Holder):
         "broker",
         "context",
         "controller",
+        "deliveries",
         "ending",
         "fingerprint",
         "function",
@@ -132,6 +133,8 @@ class Delivery(Holder):
     ack_type: AcknowledgeType
     result: TaskiqResult[Any]
     seconds: float
+    # How often it was delivered, once somebody has asked.
+    deliveries: int
     item: Any
     rest: Rest
     timeout: float | None
@@ -212,6 +215,11 @@ class Delivery(Holder):
     def sent_as(self) -> str:
         """The id that it was sent under; of an item that of its chunk."""
         return sent_id(self.message)
+
+    @property
+    def whole(self) -> Delivery:
+        """What it came with: of an item the chunk."""
+        return self
 
     def waits(self) -> None:
         """Wait until its task may hold one message more."""

@@ -45,6 +45,7 @@ from taskiq.policies import (
 )
 from taskiq.receiver.containment import attempt, contain, in_context, run_hooks
 from taskiq.receiver.delays import advice_on_delay
+from taskiq.receiver.deliveries import asked_once
 from taskiq.unsendable import dump_message
 from taskiq.utils import maybe_awaitable
 
@@ -88,7 +89,9 @@ class Endings:
     async def count_of(self, delivery: Delivery) -> int | None:
         """Count how often a message was delivered; `None` if that is not known."""
         raw: Any = attempt(equip, self._broker, delivery.raw)
-        told: Any = await contain(deliveries_of, raw, seconds=self._seconds)
+        told: Any = await asked_once(
+            delivery, deliveries_of, raw, seconds=self._seconds
+        )
         if isinstance(told, Failed):
             logger.warning("Cannot count deliveries of %s: %r", delivery, told.error)
             told = None

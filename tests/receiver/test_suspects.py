@@ -18,10 +18,14 @@ from taskiq.receiver import Receiver
 from taskiq.receiver.casualties import Death
 from taskiq.receiver.suspects import Part, counted, has_died, parts, runs, turn_of
 from taskiq.receiver.turns import Turn
+from tests.support.brokers import QueueBroker
 from tests.support.virtual_time import virtual
+from tests.support.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+
+    from taskiq.message import BrokerMessage
 
 
 @given(
@@ -360,6 +364,44 @@ async def test_the_items_of_a_chunk_that_came_twice_are_parted_like_messages() -
     broker.listen = listen  # type: ignore[method-assign]
     await Receiver(broker, run_startup=False).listen(asyncio.Event())
     assert sorted(calls) == [[0, 1], [0, 1, 2, 3], [2, 3, 4, 5], [4, 5]]
-    assert asked == [2, 1, 2, 2, 1]  # once for each batch that it is in
+    assert asked == [2, 1]  # once, whatever batches their items are in
     items = (await handle.get_result()).return_value
     assert [each.return_value for each in items] == [0, 2, 4, 6, 8, 10]
+
+
+@pytest.mark.parametrize("kind", ["plain", "batch", "chunk"])
+@virtual
+async def test_a_broker_is_asked_once_how_often_it_delivered_a_message(
+    kind: str,
+) -> None:
+    """For its limit, for the parts of its batch, and for what becomes of it."""
+    asked: list[bytes] = []
+
+    class Counting(QueueBroker):
+        message_capabilities = ("deliveries",)
+
+        def ackable(self, message: BrokerMessage) -> AckableMessage:
+            async def ask() -> int:
+                asked.append(message.message)
+                return 2
+
+            told = {"deliveries": ask}
+            return super().ackable(message).model_copy(update=told)
+
+    worker = Worker(broker=Counting())
+
+    async def fail(given: Any) -> None:
+        raise ValueError
+
+    options: dict[str, Any] = {"max_deliveries": 5, "on_failure": "ack"}
+    if kind != "plain":
+        options |= {"batch": True, "batch_size": 2}
+    task: Any = worker.broker.register_task(fail, "work", **options)
+    if kind == "chunk":
+        await task.kiq_chunk(range(4))
+    else:
+        await worker.send_to(task, *range(4))
+    await worker.run()
+    worker.assert_as_new()
+    assert len(worker.broker.acked) == len(asked) == (1 if kind == "chunk" else 4)
+    assert len(asked) == len(set(asked))
