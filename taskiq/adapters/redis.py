@@ -226,13 +226,12 @@ class _Broker(AsyncBroker):
     def _reader(self) -> AbstractAsyncContextManager[Any]:
         """Give the client that reads."""
 
-    async def _number_of(self, redis: Any) -> int | None:
-        """Ask by which number the server knows who reads; `None` if it does not say."""
-        try:
-            number: int = await redis.client_id()
-        except client.ResponseError:  # no right to ask, for one
-            return None
-        return number
+    async def _connection_of(self, redis: Any) -> Any:
+        """Give the connection of who reads; `None` if there are many."""
+        pool = redis.connection_pool
+        connection = await pool.get_connection()
+        await pool.release(connection)
+        return connection
 
     @abstractmethod
     def _commands(
@@ -305,20 +304,21 @@ class _Reads:
     So the server is told to end the read, and gives what it has.
 
     :param pool: gives a client with other connections than the one that reads.
-    :param ask: asks by which number the server knows the connection that reads; `None`
-        if that is not known.
+    :param find: gives the connection that reads; `None` if it is not known.
     :param messages: takes what was read.
     """
 
     def __init__(
         self,
         pool: Callable[[], AbstractAsyncContextManager[Any]],
-        ask: Callable[[], Coroutine[Any, Any, int | None]],
+        find: Callable[[], Coroutine[Any, Any, Any]],
         messages: deque[Any],
     ) -> None:
         self._pool = pool
-        self._ask = ask
-        self._is_asked = False
+        self._find = find
+        self._is_found = False
+        self._connection: Any = None
+        # By which the server knows the connection; `None` if it does not say.
         self._number: int | None = None
         self._messages = messages
 
@@ -333,11 +333,24 @@ class _Reads:
         reading.result()
 
     async def _read(self, read: _Read, args: tuple[Any, ...]) -> None:
-        if not self._is_asked:
+        if not self._is_found:
             # In this asyncio task, too: a client that connects loses cancellations.
-            self._number = await self._ask()
-            self._is_asked = True
+            self._connection = await self._find()
+            if self._connection is not None:
+                await self._connected(self._connection)
+                # The client may connect again in the middle of a read.
+                self._connection.register_connect_callback(self._connected)
+            self._is_found = True
         self._messages.extend(await read(*args))
+
+    async def _connected(self, connection: Any) -> None:
+        """Ask by which number the server knows a connection that was just made."""
+        self._number = None
+        try:
+            await connection.send_command("CLIENT", "ID")
+            self._number = await connection.read_response()
+        except client.ResponseError:  # no right to ask, for one
+            return
 
     async def _end(self, reading: asyncio.Task[Any]) -> None:
         """Wait for a read a little longer than the server lets it wait."""
@@ -352,7 +365,8 @@ class _Reads:
         with suppress(*_TROUBLE):  # it ends by itself
             async with self._pool() as redis:
                 while not reading.done():
-                    if self._number is not None:
+                    # A server that has begun anew has given the number to another.
+                    if self._number is not None and self._connection.is_connected:
                         await redis.client_unblock(self._number)
                     await asyncio.wait([reading], timeout=_PAUSE_OF_CALLS)
 
@@ -372,7 +386,7 @@ class _ListBroker(_Broker):
         messages: deque[bytes] = deque()
         try:
             async with self._reader() as redis:
-                reads = _Reads(self._redis, partial(self._number_of, redis), messages)
+                reads = _Reads(self._redis, partial(self._connection_of, redis), messages)
                 while True:
                     await reads.finish(self._taken, redis)
                     while messages:
@@ -493,7 +507,7 @@ class _StreamBroker(_Broker):
         keeping = asyncio.create_task(self._held.keep(messages))
         try:
             async with self._reader() as redis:
-                reads = _Reads(self._redis, partial(self._number_of, redis), messages)
+                reads = _Reads(self._redis, partial(self._connection_of, redis), messages)
                 while self._earlier.is_left:
                     await reads.finish(self._earlier.messages, redis)
                     while messages:
@@ -1331,8 +1345,8 @@ class _OnCluster:
 
     _reader = _redis
 
-    async def _number_of(self, redis: Any) -> None:
-        """Say that it is not known: there are many connections to each server."""
+    async def _connection_of(self, redis: Any) -> None:
+        """Say that there are many: to each server."""
 
 
 class RedisStreamClusterBroker(

@@ -14,6 +14,9 @@ from typing import Any, cast
 import pytest
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from taskiq import AckableMessage, AsyncBroker
 from taskiq.adapters import postgres as adapted_asyncpg
@@ -206,18 +209,29 @@ async def until_a_read_waits(redis: Any, name: str) -> None:
 
 @on_redis
 @pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["first", "replaced"])
 async def test_a_stop_does_not_wait_for_a_read_that_waits(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch, is_replaced: bool
 ) -> None:
+    """Whichever connection it waits on: the client replaces one that was cut."""
     for longest in ("_LONGEST_BLOCK", "_LONGEST_PAUSE", "_LONGEST_STOP"):
         monkeypatch.setattr(adapted_redis, longest, 1_000_000)
-    broker = redis_stream(
-        name, adapted_redis, client_name=name, xread_block=0, socket_timeout=None
-    )
+    connections: dict[str, Any] = {"client_name": name, "socket_timeout": None}
+    if is_replaced:
+        connections |= {
+            "retry": Retry(NoBackoff(), 1),
+            "retry_on_error": [RedisConnectionError],
+        }
+    broker = redis_stream(name, adapted_redis, xread_block=0, **connections)
     async with listening(broker) as listener:
         reading = asyncio.create_task(receive(listener, 1))
         with SyncRedis.from_url(REDIS.url) as redis:
             await until_a_read_waits(redis, name)
+            if is_replaced:
+                for each in redis.client_list():
+                    if each["name"] == name:
+                        redis.client_kill_filter(_id=each["id"])
+                await until_a_read_waits(redis, name)
         reading.cancel()
         await asyncio.wait([reading], timeout=HANG)
         assert reading.cancelled()
