@@ -281,6 +281,35 @@ async def test_a_chunk_that_fails_fails_its_own_entries() -> None:
     assert outcomes[2000:] == [None] * 500
 
 
+@pytest.mark.parametrize("sizes", [[1] * 1000, [4 * MEGABYTE], [2 * MEGABYTE] * 2])
+async def test_what_fits_is_one_round_trip_and_nothing_is_none(
+    sizes: list[int],
+) -> None:
+    done: list[Sequence[int]] = []
+
+    async def operation(chunk: Sequence[int]) -> list[None]:
+        done.append(chunk)
+        return [None] * len(chunk)
+
+    assert await in_chunks(operation, [], lambda size: size) == []
+    assert not done
+    assert await in_chunks(operation, sizes, lambda size: size) == [None] * len(sizes)
+    assert done == [sizes]
+
+
+@pytest.mark.parametrize("sizes", [[1] * 1001, [4 * MEGABYTE, 1]])
+async def test_what_does_not_fit_is_two_round_trips(sizes: list[int]) -> None:
+    done: list[int] = []
+
+    async def operation(chunk: Sequence[int]) -> list[None]:
+        done.append(len(chunk))
+        return [None] * len(chunk)
+
+    outcomes = await in_chunks(operation, sizes, lambda size: size)
+    assert outcomes == [None] * len(sizes)
+    assert done == [len(sizes) - 1, 1]
+
+
 async def test_an_entry_that_cannot_be_sent_fails_alone_and_is_not_tried() -> None:
     async def operation(chunk: Sequence[str]) -> list[str]:
         return [entry.upper() for entry in chunk]

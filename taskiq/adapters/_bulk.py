@@ -49,41 +49,55 @@ def chunks(
         yield entries[start:]
 
 
+def _fit(entries: Sequence[_Entry], size_of: Callable[[_Entry], int] | None) -> bool:
+    """Whether entries are one round trip, and each of them can be sent."""
+    if len(entries) > CHUNK_SIZE:
+        return False
+    try:
+        return size_of is None or sum(map(size_of, entries)) <= _CHUNK_BYTES
+    except Exception:  # noqa: BLE001 - it is found who this was
+        return False
+
+
 async def in_chunks(
     operation: Callable[[Sequence[_Entry]], Awaitable[Sequence[Any]]],
     entries: Sequence[_Entry],
-    size_of: Callable[[_Entry], int] = lambda _: 0,
+    size_of: Callable[[_Entry], int] | None = None,
 ) -> list[Any]:
     """Do entries chunk by chunk, each chunk in one round trip.
 
     :param operation: gives an outcome for each entry, in order. What it raises, such as
         for a lost connection, is the outcome of each entry of its chunk.
-    :param size_of: gives the bytes of an entry. What it raises, for one that cannot be
-        sent, is the outcome of that entry.
+    :param size_of: gives the bytes of an entry, where they may be many. What it raises,
+        for one that cannot be sent, is the outcome of that entry.
     :returns: the outcomes, in order.
     """
-    if len(entries) == 1:  # the same, sooner: who is alone is not to pay for others
-        try:
-            size_of(entries[0])
-            return list(await operation(entries))
-        except Exception as exc:  # noqa: BLE001 - as below
-            return [exc]
+    if not entries:
+        return []
+    if _fit(entries, size_of):  # mostly
+        return list(await _outcomes(operation, entries))
     outcomes: list[Any] = [None] * len(entries)
     sizes: dict[int, int] = {}
     for number, entry in enumerate(entries):
         try:
-            sizes[number] = size_of(entry)
+            sizes[number] = 0 if size_of is None else size_of(entry)
         except Exception as exc:  # noqa: BLE001, PERF203 - each fails for itself
             outcomes[number] = exc
     for numbers in chunks(list(sizes), sizes.__getitem__):
-        done: Sequence[Any]
-        try:
-            done = await operation([entries[number] for number in numbers])
-        except Exception as exc:  # noqa: BLE001 - what was done is unknown
-            done = [exc] * len(numbers)
+        done = await _outcomes(operation, [entries[number] for number in numbers])
         for number, outcome in zip(numbers, done, strict=True):
             outcomes[number] = outcome
     return outcomes
+
+
+async def _outcomes(
+    operation: Callable[[Sequence[_Entry]], Awaitable[Sequence[Any]]],
+    entries: Sequence[_Entry],
+) -> Sequence[Any]:
+    try:
+        return await operation(entries)
+    except Exception as exc:  # noqa: BLE001 - what was done is unknown
+        return [exc] * len(entries)
 
 
 def dump_all(
@@ -109,6 +123,8 @@ def failures(
     outcomes: Sequence[Exception | None],
 ) -> dict[str, Exception]:
     """Give the errors among outcomes, by the ids of their entries."""
+    if outcomes.count(None) == len(entries):  # mostly
+        return {}
     return {
         task_id: outcome
         for (task_id, _), outcome in zip(entries, outcomes, strict=True)

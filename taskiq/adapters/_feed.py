@@ -274,17 +274,15 @@ def payloads(task_ids: Sequence[str], max_size: int) -> list[str]:
     :param max_size: bytes of a text at most. An id longer than that is left out: who
         waits for it finds it anyway, if a little later.
     """
-    texts: list[str] = []
-    dumped: list[str] = []
-    size = 2
-    for text in map(json.dumps, task_ids):
-        if len(text) + 2 > max_size:
-            continue
-        if dumped and size + len(text) > max_size:
-            texts.append(f"[{','.join(dumped)}]")
-            dumped, size = [], 2
-        dumped.append(text)
-        size += len(text) + 1
-    if dumped:
-        texts.append(f"[{','.join(dumped)}]")
-    return texts
+    if not task_ids:
+        return []
+    text = json.dumps(task_ids, separators=(",", ":"))
+    if len(text) <= max_size:
+        return [text]
+    if len(task_ids) == 1:
+        return []
+    middle = len(task_ids) // 2
+    return [
+        *payloads(task_ids[:middle], max_size),
+        *payloads(task_ids[middle:], max_size),
+    ]
