@@ -386,7 +386,9 @@ class _ListBroker(_Broker):
         messages: deque[bytes] = deque()
         try:
             async with self._reader() as redis:
-                reads = _Reads(self._redis, partial(self._connection_of, redis), messages)
+                reads = _Reads(
+                    self._redis, partial(self._connection_of, redis), messages
+                )
                 while True:
                     await reads.finish(self._taken, redis)
                     while messages:
@@ -507,7 +509,9 @@ class _StreamBroker(_Broker):
         keeping = asyncio.create_task(self._held.keep(messages))
         try:
             async with self._reader() as redis:
-                reads = _Reads(self._redis, partial(self._connection_of, redis), messages)
+                reads = _Reads(
+                    self._redis, partial(self._connection_of, redis), messages
+                )
                 while self._earlier.is_left:
                     await reads.finish(self._earlier.messages, redis)
                     while messages:
