@@ -149,6 +149,7 @@ class Ran:
             task=SimpleNamespace(policy=combined(said.own, said.default)),
             raw=AckableMessage(data=b"", ack=lambda: None, deliveries=deliveries),
         )
+        delivery.whole = delivery  # no item of a chunk
         no_keys: Any = None  # none is released where nothing ends
         endings = Endings(broker, None, no_keys)
         ending = await endings._ending_of(delivery, self.error)  # noqa: SLF001 - it says
@@ -173,10 +174,11 @@ ROWS: Final[tuple[Refused | Ran, ...]] = (
 
 async def endings_of(happened: Refused | Ran) -> list[list[End]]:
     """Give for each column how it ends: once, or below the limit and at it."""
-    return [
-        [await happened.end(said, each) for each in (1, said.limit or 1)]
-        for said in COLUMNS
-    ]
+    ends: list[list[End]] = []
+    for said in COLUMNS:  # in turn: Python 3.10 takes no await within two lists
+        limits = (1, said.limit or 1)
+        ends.append([await happened.end(said, each) for each in limits])
+    return ends
 
 
 # -- Drawing --------------------------------------------------------------------------

@@ -704,7 +704,9 @@ def _fields_of(exc: BaseException) -> dict[str, Any]:
     """Return the attributes that an exception was given."""
     given = vars(exc)
     if not isinstance(exc, Error):
-        return dict(given)
+        # Groups of Python 3.10 keep their members there, which are told by themselves.
+        members = getattr(exc, "exceptions", given)
+        return {name: each for name, each in given.items() if each is not members}
     notes = {name: given[name] for name in ("__notes__",) if name in given}
     return exc.as_kwargs() | notes
 
