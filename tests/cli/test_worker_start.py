@@ -308,7 +308,9 @@ def test_other_commands_tell_it_as_well(command: tuple[str, ...], app: Path) -> 
 
 def test_a_hint_that_cannot_be_resolved_is_told_in_the_same_way(app: Path) -> None:
     file = app / "unknown_type_of_start.py"
-    file.write_text(MISTYPED.replace("batchsize=5", "").replace("int", "'Order'"))
+    file.write_text(
+        MISTYPED.replace("batchsize=5", "").replace("list[int]", "'list[Order]'")
+    )
     with pytest.raises(RegistrationError) as caught, registration_told():
         exec(compile(file.read_text(), str(file), "exec"), {"__name__": "app"})  # noqa: S102 - our own text
     assert str(caught.value) == (
