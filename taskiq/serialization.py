@@ -705,7 +705,8 @@ def _fields_of(exc: BaseException) -> dict[str, Any]:
     given = vars(exc)
     if not isinstance(exc, Error):
         # Groups of Python 3.10 keep their members there, which are told by themselves.
-        members = getattr(exc, "exceptions", given)
+        group: Any = exc
+        members = group.exceptions if isinstance(exc, _group_classes()) else given
         return {name: each for name, each in given.items() if each is not members}
     notes = {name: given[name] for name in ("__notes__",) if name in given}
     return exc.as_kwargs() | notes

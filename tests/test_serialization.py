@@ -745,6 +745,14 @@ def test_a_group_keeps_its_members_and_their_causes() -> None:
     assert repr(second.exceptions) == "(OSError(1),)"
 
 
+def test_an_error_that_is_no_group_keeps_a_field_named_like_the_members_of_one() -> (
+    None
+):
+    error = KeywordError("text", code=5)
+    error.exceptions = ["one"]  # type: ignore[attr-defined]
+    assert vars(through_json(error))["exceptions"] == ["one"]
+
+
 def test_a_group_of_too_many_is_cut_and_says_so() -> None:
     restored = through_json(ExceptionGroup("all", [ValueError(n) for n in range(500)]))
 
